@@ -1,0 +1,62 @@
+# weft: `make help` lists the targets. Everything that is needed and not in Go's module
+# cache (Envoy, the reference CNI plugins, iptables for its tests) is put into bin/.
+SHELL       := /bin/bash
+export CGO_ENABLED := 0
+PROGRAMS    := weft weftd weft-cni
+CNI_PLUGINS := main/bridge main/ptp main/loopback ipam/host-local meta/portmap
+CNI_MODULE  := github.com/containernetworking/plugins/plugins
+GOBUILD     := go build -trimpath -ldflags "-s -w"
+FUZZTIME    ?= 60s
+
+.PHONY: help build demo test lint bench golden fuzz clean tools FORCE
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: $(PROGRAMS:%=bin/%) bin/samples ## the programs, in bin/
+
+demo: build tools ## Bookinfo through real sidecars on this machine (root); KEEP=1 leaves it running
+	@go run ./e2e/demo $(if $(KEEP),--keep)
+
+test: build tools ## all tests (root: kernel rules, network namespaces, real Envoys)
+	go vet ./...
+	go test -timeout 20m ./...
+
+lint: ## gofmt, vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)" || { echo "run gofmt -w on these" >&2; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+bench: build tools ## what things cost, beside the goals
+	go test -run '^$$' -bench . -benchmem ./bench/...
+
+golden: ## rewrite the goldens under testdata/ from what the code does now
+	go test ./redirect ./webhook ./envoy/... -update
+
+fuzz: ## each fuzz target for FUZZTIME (60s)
+	@for pkg in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | sed 's/func //'); do \
+	    echo "== $$pkg $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) ./$$pkg || exit 1; \
+	  done; done
+
+clean: ## remove bin/
+	rm -rf bin
+
+tools: bin/envoy bin/cni/portmap bin/iptables/complete ## what tests and the demo run beside our programs
+
+# go build decides what is stale.
+$(PROGRAMS:%=bin/%): FORCE
+	@$(GOBUILD) -o $@ ./cmd/$(@F)
+
+bin/samples: FORCE
+	@mkdir -p $@ && $(GOBUILD) -o $@ ./samples/...
+
+bin/envoy:
+	@e2e/kit/fetch-envoy.sh $@
+
+bin/cni/portmap: go.mod
+	@mkdir -p bin/cni && $(GOBUILD) -o bin/cni/ $(CNI_PLUGINS:%=$(CNI_MODULE)/%) && touch $@
+
+bin/iptables/complete:
+	@command -v iptables-restore >/dev/null && mkdir -p bin/iptables && touch $@ || e2e/kit/fetch-iptables.sh bin/iptables
