@@ -1,0 +1,262 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+)
+
+// Result is what one call saw. The e2e package decodes it.
+type Result struct {
+	Status  int                 `json:"status"`            // HTTP status; for gRPC the code; 0 when nothing answered
+	Version string              `json:"version,omitempty"` // of the instance that answered
+	Pod     string              `json:"pod,omitempty"`
+	Millis  float64             `json:"ms"`
+	Headers map[string][]string `json:"headers,omitempty"` // of the response
+	Body    string              `json:"body,omitempty"`
+	Error   string              `json:"error,omitempty"`
+}
+
+type headerFlags http.Header
+
+func (h headerFlags) String() string { return "" }
+
+func (h headerFlags) Set(s string) error {
+	k, v, ok := strings.Cut(s, ":")
+	if !ok {
+		return fmt.Errorf("a header is NAME: VALUE, not %q", s)
+	}
+	http.Header(h).Add(strings.TrimSpace(k), strings.TrimSpace(v))
+	return nil
+}
+
+type caller struct {
+	method, body string
+	header       http.Header
+	timeout      time.Duration
+	http         *http.Client
+	url          string
+}
+
+// call makes n requests with c at a time, at most rate a second, for at most the given time, and prints
+// a JSON array of Results in the order in which they were started. The URL's scheme chooses the
+// protocol: http, https, h2c, ws, grpc, tcp (a line is sent), banner (the server speaks first).
+func call(args []string) error {
+	flags := flag.NewFlagSet("call", flag.ContinueOnError)
+	header := http.Header{}
+	n := flags.Int("n", 1, "requests")
+	c := flags.Int("c", 1, "at a time")
+	perSecond := flags.Float64("rate", 0, "requests a second at most (0: no limit)")
+	until := flags.Duration("for", 0, "go on for this long instead of -n requests")
+	c1 := caller{header: header}
+	flags.StringVar(&c1.method, "X", http.MethodGet, "method")
+	flags.StringVar(&c1.body, "d", "", "body, or the line for tcp")
+	flags.DurationVar(&c1.timeout, "timeout", 15*time.Second, "of one request")
+	newConn := flags.Bool("no-keepalive", false, "a new connection for each request")
+	flags.Var(headerFlags(header), "H", "request header `NAME: VALUE` (repeatable; Host too)")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() != 1 {
+		return fmt.Errorf("call wants one URL")
+	}
+	c1.url = flags.Arg(0)
+	protocols := new(http.Protocols)
+	if strings.HasPrefix(c1.url, "h2c:") {
+		protocols.SetUnencryptedHTTP2(true)
+	} else {
+		protocols.SetHTTP1(true)
+		protocols.SetHTTP2(true)
+	}
+	c1.http = &http.Client{
+		Transport: &http.Transport{
+			Protocols: protocols, DisableKeepAlives: *newConn, MaxIdleConnsPerHost: *c, DisableCompression: true,
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // the tests look at certificates with openssl
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+
+	limit := rate.Inf
+	if *perSecond > 0 {
+		limit = rate.Limit(*perSecond)
+	}
+	pace := rate.NewLimiter(limit, 1)
+	var results []*Result
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	start := time.Now()
+	next := func() *Result {
+		mu.Lock()
+		defer mu.Unlock()
+		if (*until > 0 && time.Since(start) > *until) || (*until == 0 && len(results) == *n) {
+			return nil
+		}
+		if err := pace.Wait(context.Background()); err != nil {
+			return nil // the limiter refuses nothing: burst is 1
+		}
+		r := new(Result)
+		results = append(results, r)
+		return r
+	}
+	for range *c {
+		wg.Go(func() {
+			for r := next(); r != nil; r = next() {
+				begin := time.Now()
+				if err := c1.one(r); err != nil {
+					r.Error = err.Error()
+				}
+				r.Millis = float64(time.Since(begin).Microseconds()) / 1000
+			}
+		})
+	}
+	wg.Wait()
+	return json.NewEncoder(os.Stdout).Encode(results)
+}
+
+func (c *caller) one(r *Result) error {
+	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
+	defer cancel()
+	scheme, rest, _ := strings.Cut(c.url, "://")
+	switch scheme {
+	case "http", "https":
+		return c.web(ctx, r, c.url)
+	case "h2c":
+		return c.web(ctx, r, "http://"+rest)
+	case "ws":
+		return c.socket(ctx, r)
+	case "grpc":
+		return c.rpc(ctx, r, rest)
+	case "tcp", "banner":
+		return c.line(ctx, r, rest, scheme == "banner")
+	}
+	return fmt.Errorf("unknown scheme %q", scheme)
+}
+
+func (c *caller) web(ctx context.Context, r *Result, target string) error {
+	req, err := http.NewRequestWithContext(ctx, c.method, target, strings.NewReader(c.body))
+	if err != nil {
+		return err
+	}
+	req.Header = c.header.Clone()
+	if host := req.Header.Get("Host"); host != "" {
+		req.Host = host
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	r.Status, r.Headers, r.Body = resp.StatusCode, resp.Header, string(body)
+	var a answer
+	if json.Unmarshal(body, &a) == nil {
+		r.Version, r.Pod = a.Version, a.Pod
+	}
+	return err
+}
+
+func (c *caller) socket(ctx context.Context, r *Result) error {
+	conn, resp, err := websocket.Dial(ctx, c.url, &websocket.DialOptions{HTTPHeader: c.header})
+	if resp != nil {
+		r.Status, r.Headers = resp.StatusCode, resp.Header
+	}
+	if err != nil {
+		return err
+	}
+	defer conn.CloseNow()
+	if err := conn.Write(ctx, websocket.MessageText, []byte(c.body)); err != nil {
+		return err
+	}
+	_, msg, err := conn.Read(ctx)
+	if err != nil {
+		return err
+	}
+	r.Body = string(msg)
+	r.Version, _, _ = strings.Cut(r.Body, " ")
+	return conn.Close(websocket.StatusNormalClosure, "")
+}
+
+func (c *caller) rpc(ctx context.Context, r *Result, target string) error {
+	conn, err := grpc.NewClient("passthrough:///"+strings.TrimSuffix(target, "/"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for k, vs := range c.header {
+		for _, v := range vs {
+			ctx = metadata.AppendToOutgoingContext(ctx, strings.ToLower(k), v)
+		}
+	}
+	var header metadata.MD
+	resp, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.Header(&header))
+	r.Headers = header
+	if err != nil {
+		r.Error = err.Error() // "rpc error: code = Unavailable desc = ..."
+		return nil
+	}
+	r.Body = resp.GetStatus().String()
+	if v := header.Get("x-app-version"); len(v) > 0 {
+		r.Version = v[0]
+	}
+	if v := header.Get("x-app-pod"); len(v) > 0 {
+		r.Pod = v[0]
+	}
+	return nil
+}
+
+func (c *caller) line(ctx context.Context, r *Result, target string, banner bool) error {
+	u, err := url.Parse("tcp://" + target)
+	if err != nil {
+		return err
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	in := bufio.NewReader(conn)
+	var got bytes.Buffer
+	if banner {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("no banner: %w", err)
+		}
+		got.WriteString(line)
+	}
+	if c.body != "" {
+		if _, err := fmt.Fprintln(conn, c.body); err != nil {
+			return err
+		}
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("no echo: %w", err)
+		}
+		got.WriteString(line)
+	}
+	r.Body = got.String()
+	r.Version, _, _ = strings.Cut(r.Body, " ")
+	return nil
+}
