@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"io"
@@ -51,6 +52,7 @@ func (h headerFlags) Set(s string) error {
 
 type caller struct {
 	method, body string
+	alpn         string
 	header       http.Header
 	timeout      time.Duration
 	http         *http.Client
@@ -59,7 +61,8 @@ type caller struct {
 
 // call makes n requests with c at a time, at most rate a second, for at most the given time, and prints
 // a JSON array of Results in the order in which they were started. The URL's scheme chooses the
-// protocol: http, https, h2c, ws, grpc, tcp (a line is sent), banner (the server speaks first).
+// protocol: http, https, h2c, ws, grpc, tcp (a line is sent), banner (the server speaks first), tls (the
+// server's certificates come back as PEM; -alpn offers protocols).
 func call(args []string) error {
 	flags := flag.NewFlagSet("call", flag.ContinueOnError)
 	header := http.Header{}
@@ -71,6 +74,7 @@ func call(args []string) error {
 	flags.StringVar(&c1.method, "X", http.MethodGet, "method")
 	flags.StringVar(&c1.body, "d", "", "body, or the line for tcp")
 	flags.DurationVar(&c1.timeout, "timeout", 15*time.Second, "of one request")
+	flags.StringVar(&c1.alpn, "alpn", "", "ALPN protocols offered by tls, with commas")
 	newConn := flags.Bool("no-keepalive", false, "a new connection for each request")
 	flags.Var(headerFlags(header), "H", "request header `NAME: VALUE` (repeatable; Host too)")
 	if err := flags.Parse(args); err != nil {
@@ -145,6 +149,8 @@ func (c *caller) one(r *Result) error {
 		return c.socket(ctx, r)
 	case "grpc":
 		return c.rpc(ctx, r, rest)
+	case "tls":
+		return c.handshake(ctx, r, rest)
 	case "tcp", "banner":
 		return c.line(ctx, r, rest, scheme == "banner")
 	}
@@ -220,6 +226,26 @@ func (c *caller) rpc(ctx context.Context, r *Result, target string) error {
 	if v := header.Get("x-app-pod"); len(v) > 0 {
 		r.Pod = v[0]
 	}
+	return nil
+}
+
+func (c *caller) handshake(ctx context.Context, r *Result, target string) error {
+	config := &tls.Config{InsecureSkipVerify: true} // the caller verifies what comes back
+	if c.alpn != "" {
+		config.NextProtos = strings.Split(c.alpn, ",")
+	}
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", strings.TrimSuffix(target, "/"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var chain bytes.Buffer
+	for _, cert := range conn.(*tls.Conn).ConnectionState().PeerCertificates {
+		if err := pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}); err != nil {
+			return err
+		}
+	}
+	r.Body = chain.String()
 	return nil
 }
 
