@@ -1,0 +1,61 @@
+package bootstrap
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// What Istio's bootstrap keeps of Envoy's statistics: a sidecar has some fifty per cluster, and most are never looked at.
+// Istio users add more with proxyStatsMatcher.
+var (
+	keptPrefixes = []string{"cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm", "wasmcustom", "istio", "component", "main_thread", "runtime"}
+	keptSuffixes = []string{"rbac.allowed", "rbac.denied", "shadow_allowed", "shadow_denied", "downstream_cx_active"}
+)
+
+// statsTags split cluster and listener names out of statistic names, so that a Prometheus query by cluster_name works as it
+// does for Istio. The first group of an expression is cut out of the name, the second is the tag's value. DOMAIN is the
+// cluster domain, because a host's dots belong to its name.
+var statsTags = []struct{ name, regex string }{
+	{"cluster_name", `^cluster\.((.+?(\..+?\.svc\.DOMAIN)?)\.)`},
+	{"tcp_prefix", `^tcp\.((.*?)\.)\w+?$`},
+	{"response_code", `_rq(_(\d{3}))$`},
+	{"response_code_class", `_rq(_(\dxx))$`},
+	{"http_conn_manager_listener_prefix", `^listener\..*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)`},
+	{"http_conn_manager_prefix", `^http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)`},
+	{"listener_address", `^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)`},
+	{"mongo_prefix", `^mongo\.(.+?)\.(collection|cmd|cx_|op_|delays_|decoding_)(.*?)$`},
+}
+
+func statsConfig(s Settings) (*metricsv3.StatsConfig, error) {
+	var tags []*metricsv3.TagSpecifier
+	domain := regexp.QuoteMeta(s.ClusterDomain)
+	for _, t := range statsTags {
+		regex := dollars(strings.ReplaceAll(t.regex, "DOMAIN", domain))
+		tags = append(tags, &metricsv3.TagSpecifier{TagName: t.name, TagValue: &metricsv3.TagSpecifier_Regex{Regex: regex}})
+	}
+	var patterns []*matcherv3.StringMatcher
+	for _, p := range append(keptPrefixes[:len(keptPrefixes):len(keptPrefixes)], s.Stats.Prefixes...) {
+		patterns = append(patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: dollars(p)}})
+	}
+	for _, p := range append(keptSuffixes[:len(keptSuffixes):len(keptSuffixes)], s.Stats.Suffixes...) {
+		patterns = append(patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Suffix{Suffix: dollars(p)}})
+	}
+	for _, p := range s.Stats.Regexps {
+		if _, err := regexp.Compile(p); err != nil {
+			return nil, fmt.Errorf("stats inclusion regexp %q: %w", p, err)
+		}
+		patterns = append(patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: dollars(p)}}})
+	}
+	return &metricsv3.StatsConfig{
+		UseAllDefaultTags: wrapperspb.Bool(false),
+		StatsTags:         tags,
+		StatsMatcher: &metricsv3.StatsMatcher{StatsMatcher: &metricsv3.StatsMatcher_InclusionList{
+			InclusionList: &matcherv3.ListStringMatcher{Patterns: patterns},
+		}},
+	}, nil
+}
