@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 )
@@ -57,14 +58,14 @@ type Meta struct {
 type Protocol string
 
 const (
-	ProtocolAuto    Protocol = ""        // not declared: Envoy sniffs
-	ProtocolHTTP    Protocol = "HTTP"    // HTTP/1.x, upgraded requests included
-	ProtocolHTTP2   Protocol = "HTTP2"   //
-	ProtocolGRPC    Protocol = "GRPC"    // also GRPC-WEB
-	ProtocolHTTPS   Protocol = "HTTPS"   // opaque TLS, routed by SNI
-	ProtocolTLS     Protocol = "TLS"     // opaque TLS, routed by SNI
-	ProtocolTCP     Protocol = "TCP"     // also MONGO, REDIS, MYSQL, tcp: opaque bytes
-	ProtocolUDP     Protocol = "UDP"     // never captured, never configured
+	ProtocolAuto  Protocol = ""      // not declared: Envoy sniffs
+	ProtocolHTTP  Protocol = "HTTP"  // HTTP/1.x, upgraded requests included
+	ProtocolHTTP2 Protocol = "HTTP2" //
+	ProtocolGRPC  Protocol = "GRPC"  // also GRPC-WEB
+	ProtocolHTTPS Protocol = "HTTPS" // opaque TLS, routed by SNI
+	ProtocolTLS   Protocol = "TLS"   // opaque TLS, routed by SNI
+	ProtocolTCP   Protocol = "TCP"   // also MONGO, REDIS, MYSQL, tcp: opaque bytes
+	ProtocolUDP   Protocol = "UDP"   // never captured, never configured
 )
 
 // IsHTTP reports whether requests on the port are routed at L7 without sniffing.
@@ -107,6 +108,8 @@ type Service struct {
 	Selector     map[string]string // of pods; nil when endpoints are made by hand
 	ExportTo     []string          // namespaces that may see it: nil or "*" = all, "." = its own
 	External     bool              // not part of the mesh: no mesh TLS to it
+
+	id string // see serviceID
 }
 
 // Port returns the Service's port with this number.
@@ -126,9 +129,9 @@ type Locality struct{ Region, Zone, SubZone string }
 type Endpoint struct {
 	Address  netip.Addr
 	Port     uint16
-	Ready    bool      // receives traffic. Endpoints that are not ready are kept out of load balancing
-	Hostname string    // StatefulSet pods: "web-0"
-	Workload *Workload // the pod behind it; nil for addresses the mesh knows nothing about
+	Ready    bool              // receives traffic. Endpoints that are not ready are kept out of load balancing
+	Hostname string            // StatefulSet pods: "web-0"
+	Workload *Workload         // the pod behind it; nil for addresses the mesh knows nothing about
 	Labels   map[string]string // decide subset membership; the workload's labels
 	Locality Locality
 	Weight   uint32 // 0 means 1
@@ -145,7 +148,7 @@ type Workload struct {
 	ServiceAccount string
 	Node           string
 	Locality       Locality
-	Injected       bool              // carries a weft sidecar (annotation sidecar.istio.io/status)
+	Injected       bool // carries a weft sidecar (annotation sidecar.istio.io/status)
 	HostNetwork    bool
 	Terminating    bool
 	ContainerPorts map[string]uint16 // by name, for Services that target a named port
@@ -155,10 +158,10 @@ type Workload struct {
 
 // Target is one port of a workload that at least one Service sends to.
 type Target struct {
-	Port     uint16 // on the pod
-	Protocol Protocol
-	Services []*Service // sorted by Host; the oldest decides the protocol when they disagree
-	ServicePorts []Port  // the port of Services[i] that leads here
+	Port         uint16 // on the pod
+	Protocol     Protocol
+	Services     []*Service // sorted by Host; the oldest decides the protocol when they disagree
+	ServicePorts []Port     // the port of Services[i] that leads here
 }
 
 // Namespace carries the labels that decide on injection and visibility.
@@ -174,7 +177,10 @@ type (
 	}
 	DestinationRule struct {
 		Meta
-		Spec *networking.DestinationRule
+		Spec   *networking.DestinationRule
+		Merged []Ref // further rules for the same host that are part of Spec
+
+		parts []*DestinationRule // what Spec was merged from
 	}
 	Gateway struct {
 		Meta
@@ -183,6 +189,12 @@ type (
 	PeerAuthentication struct {
 		Meta
 		Spec *security.PeerAuthentication
+	}
+	// Config is an object of any other mesh kind: AuthorizationPolicy, RequestAuthentication,
+	// Sidecar, EnvoyFilter, Telemetry, WasmPlugin, TrafficExtension, WorkloadEntry, WorkloadGroup, ServiceEntry, ProxyConfig.
+	Config struct {
+		Meta
+		Spec proto.Message
 	}
 )
 
@@ -194,3 +206,18 @@ const (
 	MTLSStrict
 	MTLSDisable
 )
+
+// Problem is a part of the configuration that has no effect, or not the one that was written.
+type Problem struct {
+	Ref     Ref
+	Field   string // "data.mesh", "spec.http[2]"
+	Message string // what is wrong and what to do
+}
+
+// String gives "ConfigMap istio-system/istio (mesh.yaml:3): data.mesh: ...".
+func (p Problem) String() string {
+	if p.Field == "" {
+		return p.Ref.String() + ": " + p.Message
+	}
+	return p.Ref.String() + ": " + p.Field + ": " + p.Message
+}
