@@ -2,6 +2,9 @@ package envoy
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 
 	"github.com/weft-mesh/weft/mesh"
 )
@@ -30,17 +33,81 @@ type Proxy struct {
 // built when a proxy first asks and kept while the snapshot lives; what did not change is
 // taken over from the previous World.
 type World struct {
-	// contract only
-	_ struct{}
+	snap       *mesh.Snapshot
+	generation uint64
+	pool       *pool // bundles, shared by successive Worlds
+
+	mu      sync.Mutex
+	indexes map[string]*routeIndex // by client namespace
+	scopes  map[string]*scope
+	old     map[string]*scope      // of the previous World
+	oldIdx  map[string]*routeIndex //
 }
 
+// A scope is one Set in the making: the first proxy that needs it builds it, others wait.
+type scope struct {
+	once     sync.Once
+	set      *Set
+	reads    []read
+	uses     uses
+	problems []Problem
+	parts    any // what the builder wants to find again in the next World
+	idle     int // for how many Worlds nobody asked for it
+}
+
+// keepIdle is how many snapshots a scope survives that no proxy asks for: one that reconnects soon gets what it
+// already has.
+const keepIdle = 100
+
 // NewWorld derives a World from a snapshot. prev may be nil. It is cheap: work is done in Sets.
-func NewWorld(s *mesh.Snapshot, prev *World) *World
+func NewWorld(s *mesh.Snapshot, prev *World) *World {
+	w := &World{
+		snap:    s,
+		indexes: map[string]*routeIndex{},
+		scopes:  map[string]*scope{},
+	}
+	if prev == nil {
+		w.pool = newPool()
+		return w
+	}
+	w.generation = prev.generation + 1
+	w.pool = prev.pool
+	w.pool.sweep(w.generation)
+	prev.mu.Lock()
+	defer prev.mu.Unlock()
+	w.oldIdx = prev.indexes
+	w.old = make(map[string]*scope, len(prev.scopes))
+	for name, s := range prev.old {
+		if prev.scopes[name] == nil && s.idle < keepIdle {
+			idle := &scope{set: s.set, reads: s.reads, uses: s.uses, problems: s.problems, parts: s.parts, idle: s.idle + 1}
+			w.old[name] = idle
+		}
+	}
+	for name, s := range prev.scopes {
+		s.once.Do(func() {}) // wait for one that is being built; one that never was has nothing to give
+		if s.set != nil {
+			w.old[name] = s
+		}
+	}
+	return w
+}
 
 // Sets returns what the proxy must have: the scopes it belongs to (outbound, workload,
 // its own), disjoint by resource name. Safe for concurrent use. It never fails: an object that cannot be
 // translated is left out, and listed in Problems.
-func (w *World) Sets(p Proxy) []*Set
+func (w *World) Sets(p Proxy) []*Set {
+	if p.Kind == Router {
+		return []*Set{w.gatewaySet(p)}
+	}
+	sets := []*Set{w.outboundSet(p)}
+	if s := w.workloadSet(p); s != nil {
+		sets = append(sets, s)
+	}
+	if s := w.proofSet(p); s != nil {
+		sets = append(sets, s)
+	}
+	return sets
+}
 
 // Problem is a part of the user's configuration that could not be translated.
 type Problem struct {
@@ -50,4 +117,97 @@ type Problem struct {
 }
 
 // Problems lists what was found while building the scopes so far, sorted.
-func (w *World) Problems() []Problem
+func (w *World) Problems() []Problem {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []Problem
+	for _, s := range w.scopes {
+		all = append(all, s.problems...)
+	}
+	slices.SortFunc(all, func(a, b Problem) int {
+		if c := compareRefs(a.Ref, b.Ref); c != 0 {
+			return c
+		}
+		if c := strings.Compare(a.Field, b.Field); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Message, b.Message)
+	})
+	return slices.Compact(all)
+}
+
+// scope returns the Set called name, building it at most once per World. When everything that it was built from in the previous
+// World reads the same, it is the previous Set. build gets the previous Set, or nil, for newSet.
+func (w *World) scope(name string, c client, build func(v *view, old *scope) (*Set, any)) *scope {
+	w.mu.Lock()
+	s := w.scopes[name]
+	if s == nil {
+		s = &scope{}
+		w.scopes[name] = s
+	}
+	old := w.old[name]
+	w.mu.Unlock()
+
+	s.once.Do(func() {
+		v := w.view(c)
+		if old != nil && len(old.reads) > 0 && v.holds(old.reads) {
+			s.set, s.reads, s.uses, s.parts = old.set, old.reads, old.uses, old.parts
+			w.found(s, old.problems)
+			return
+		}
+		if old == nil {
+			old = &scope{}
+		}
+		set, parts := build(v, old)
+		s.set, s.parts, s.reads, s.uses = set, parts, v.reads, v.uses
+		w.found(s, v.problems)
+	})
+	return s
+}
+
+func (w *World) found(s *scope, problems []Problem) {
+	w.mu.Lock()
+	s.problems = problems
+	w.mu.Unlock()
+}
+
+// view is the snapshot as the clients of one class see it.
+func (w *World) view(c client) *view {
+	return &view{snap: w.snap, client: c, index: w.routeIndex(c.namespace)}
+}
+
+func (w *World) routeIndex(namespace string) *routeIndex {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if x := w.indexes[namespace]; x != nil {
+		return x
+	}
+	list := w.snap.VirtualServices(namespace, "mesh")
+	x := w.oldIdx[namespace]
+	if x == nil || !slices.Equal(x.list, list) {
+		x = newRouteIndex(w.snap, list)
+	}
+	w.indexes[namespace] = x
+	return x
+}
+
+// clientOf is the class of a sidecar, without its locality.
+func (w *World) clientOf(p Proxy) client {
+	c := client{namespace: p.Namespace}
+	sources := w.routeIndex(p.Namespace).sources
+	if len(sources) == 0 || p.Workload == nil {
+		return c
+	}
+	c.labels = p.Workload.Labels
+	class := make([]byte, len(sources))
+	for i, want := range sources {
+		class[i] = '0'
+		if hasLabels(c.labels, want) {
+			class[i] = '1'
+		}
+	}
+	if c.class = string(class); strings.Trim(c.class, "0") == "" {
+		c.class = "" // matches none: like a client without labels
+	}
+	return c
+}

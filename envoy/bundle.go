@@ -1,0 +1,137 @@
+package envoy
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/weft-mesh/weft/mesh"
+)
+
+// A bundle is everything derived from one host for one class of clients. It is rebuilt only when something it was built from
+// changed, and shared between all scopes in which it would come out the same.
+type bundle struct {
+	svc      *mesh.Service
+	client   client
+	reads    []read
+	uses     uses
+	problems []Problem
+	used     atomic.Uint64 // generation of the last World that contains it
+
+	resources []*Resource   // clusters, endpoints, listeners of its own addresses and their routes
+	vhosts    []portHost    // for the routes of ports that several hosts share
+	chains    []sharedChain // for listeners on ports that several hosts share
+}
+
+// portHost is a virtual host in the RouteConfiguration of one port.
+type portHost struct {
+	port uint16
+	*virtualHost
+}
+
+// fits reports whether clients of class c may share b, as far as that depends on the clients.
+func (b *bundle) fits(c client) bool {
+	if b.client.router != c.router {
+		return false
+	}
+	// Short names mean the service only in its own namespace.
+	if (b.client.namespace == b.svc.Namespace) != (c.namespace == b.svc.Namespace) {
+		return false
+	}
+	return (b.uses&usesNamespace == 0 || b.client.namespace == c.namespace) &&
+		(b.uses&usesLabels == 0 || b.client.namespace == c.namespace && b.client.class == c.class) &&
+		(b.uses&usesLocality == 0 || b.client.locality == c.locality)
+}
+
+// A pool holds the bundles of all Worlds, by host.
+type pool struct {
+	mu    sync.Mutex
+	hosts map[string][]*bundle
+	swept uint64
+}
+
+func newPool() *pool { return &pool{hosts: map[string][]*bundle{}} }
+
+func (p *pool) candidates(host string) []*bundle {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hosts[host]
+}
+
+func (p *pool) add(b *bundle) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// A new slice: readers hold the old one.
+	p.hosts[b.svc.Host] = append([]*bundle{b}, live(p.hosts[b.svc.Host], b.used.Load())...)
+}
+
+// bundleLife is for how many Worlds an unused bundle is kept: a change that is undone soon costs nothing.
+const bundleLife = 4
+
+func live(bundles []*bundle, generation uint64) []*bundle {
+	var out []*bundle
+	for _, b := range bundles {
+		if b.used.Load()+bundleLife >= generation {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// sweep forgets, now and then, the bundles of hosts that are gone.
+func (p *pool) sweep(generation uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if generation < p.swept+32 {
+		return
+	}
+	p.swept = generation
+	for host, bs := range p.hosts {
+		if bs = live(bs, generation); len(bs) == 0 {
+			delete(p.hosts, host)
+		} else {
+			p.hosts[host] = bs
+		}
+	}
+}
+
+// bundle returns the bundle of a service as v's clients see it.
+func (w *World) bundle(v *view, svc *mesh.Service) *bundle {
+	var relative *bundle // built for like clients, of older inputs
+	for _, b := range w.pool.candidates(svc.Host) {
+		if !b.fits(v.client) {
+			continue
+		}
+		if b.svc == svc && v.holds(b.reads) {
+			b.used.Store(w.generation)
+			return b
+		}
+		if relative == nil {
+			relative = b
+		}
+	}
+	b := buildBundle(v.fork(), svc)
+	if relative != nil {
+		b.takeOver(relative)
+	}
+	b.used.Store(w.generation)
+	w.pool.add(b)
+	return b
+}
+
+// takeOver keeps old pointers for what came out the same.
+func (b *bundle) takeOver(old *bundle) {
+	b.resources = keep(old.resources, b.resources)
+	for i, h := range b.vhosts {
+		j := slices.IndexFunc(old.vhosts, func(o portHost) bool { return o.port == h.port && o.name == h.name })
+		if j >= 0 && old.vhosts[j].equal(h.virtualHost) {
+			b.vhosts[i] = old.vhosts[j]
+		}
+	}
+	for i, c := range b.chains {
+		j := slices.IndexFunc(old.chains, func(o sharedChain) bool { return o.port == c.port && o.name == c.name })
+		if j >= 0 && old.chains[j].equal(c) {
+			b.chains[i] = old.chains[j]
+		}
+	}
+}

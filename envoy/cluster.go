@@ -1,0 +1,308 @@
+package envoy
+
+import (
+	"slices"
+	"strconv"
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	meshconfig "istio.io/api/mesh/v1alpha1"
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/weft-mesh/weft/mesh"
+)
+
+// Names of the clusters that are there whatever the mesh contains (Istio's names).
+const (
+	blackHoleCluster   = "BlackHoleCluster"
+	passthroughCluster = "PassthroughCluster"
+)
+
+// clusterName is Istio's: "outbound|9080|v1|reviews.default.svc.cluster.local".
+func clusterName(port uint16, subset, host string) string {
+	return "outbound|" + strconv.Itoa(int(port)) + "|" + subset + "|" + host
+}
+
+// clusterSNI is the server name of mesh TLS to a cluster: "outbound_.9080_.v1_.reviews.default.svc.cluster.local".
+func clusterSNI(port uint16, subset, host string) string {
+	return "outbound_." + strconv.Itoa(int(port)) + "_." + subset + "_." + host
+}
+
+// A hostBuilder makes the bundle of one service.
+type hostBuilder struct {
+	*view
+	svc    *mesh.Service
+	rule   *mesh.DestinationRule // nil when none applies
+	config *meshconfig.MeshConfig
+	routed hostRoutes
+	out    *bundle
+}
+
+func buildBundle(v *view, svc *mesh.Service) *bundle {
+	h := &hostBuilder{view: v, svc: svc, config: v.mesh(), out: &bundle{svc: svc, client: v.client}}
+	h.rule = v.rule(svc)
+	h.checkRule()
+	if h.alias() == svc {
+		for _, p := range svc.Ports {
+			h.clusters(p)
+		}
+	}
+	if !v.client.router {
+		h.routed = v.routes(svc.Host)
+		for _, p := range svc.Ports {
+			h.listen(p)
+		}
+	}
+	h.out.reads, h.out.uses, h.out.problems = v.reads, v.uses, v.problems
+	return h.out
+}
+
+// alias is the service that an ExternalName stands for when that is in the mesh, and otherwise the service itself.
+// (Istio: ENABLE_EXTERNAL_NAME_ALIAS.)
+func (h *hostBuilder) alias() *mesh.Service { return h.view.alias(h.svc) }
+
+func (v *view) alias(svc *mesh.Service) *mesh.Service {
+	for range 4 { // a chain may be a loop
+		if svc.Resolution != mesh.ResolutionDNS || svc.ExternalName == "" || svc.ExternalName == svc.Host {
+			return svc
+		}
+		next := v.service(svc.ExternalName)
+		if next == nil {
+			return svc
+		}
+		svc = next
+	}
+	return svc
+}
+
+// refs are the objects behind the clusters of the host.
+func (h *hostBuilder) refs() []mesh.Ref {
+	refs := []mesh.Ref{h.svc.Ref}
+	if h.rule != nil {
+		refs = append(refs, h.rule.Ref)
+	}
+	return refs
+}
+
+func (h *hostBuilder) add(r *Resource) { h.out.resources = append(h.out.resources, r) }
+
+// clusters adds the cluster of a port and those of the DestinationRule's subsets, each with its endpoints.
+func (h *hostBuilder) clusters(p mesh.Port) {
+	endpoints := h.endpoints(h.svc, p)
+	modes := h.modes(endpoints)
+	c := clusterBuilder{hostBuilder: h, port: p, endpoints: endpoints, modes: modes}
+	c.build(nil)
+	for _, s := range ruleSpec(h.rule).GetSubsets() {
+		c.build(s)
+	}
+}
+
+// A clusterBuilder makes the clusters of one port.
+type clusterBuilder struct {
+	*hostBuilder
+	port      mesh.Port
+	endpoints []*mesh.Endpoint
+	modes     []mesh.MTLSMode // of the endpoints
+}
+
+func (c *clusterBuilder) build(subset *networking.Subset) {
+	p := policyFor(ruleSpec(c.rule), subset, c.port.Number)
+	name := clusterName(c.port.Number, subset.GetName(), c.svc.Host)
+	m := &cluster.Cluster{
+		Name:                 name,
+		ConnectTimeout:       connectTimeout(c.config),
+		ClusterDiscoveryType: c.discovery(p),
+		Metadata:             c.metadata(subset),
+	}
+	switch m.GetType() {
+	case cluster.Cluster_EDS:
+		m.EdsClusterConfig = &cluster.Cluster_EdsClusterConfig{EdsConfig: fromADS(), ServiceName: name}
+	case cluster.Cluster_STRICT_DNS:
+		m.DnsLookupFamily = cluster.Cluster_V4_PREFERRED
+		m.RespectDnsTtl = true
+		m.DnsRefreshRate = c.config.GetDnsRefreshRate()
+		m.LoadAssignment = dnsAssignment(name, c.svc.ExternalName, c.port)
+	}
+	p.apply(m)
+	c.weighLocalities(m, p)
+	c.protocol(m, p)
+	c.secure(m, p, subset.GetName())
+	c.add(newResource(Cluster, name, m, c.refs()...))
+	if m.GetType() == cluster.Cluster_EDS {
+		c.add(newResource(Endpoints, name, c.assignment(name, p, subset), c.refs()...))
+	}
+}
+
+// discovery says how the cluster finds its hosts. A sidecar lets the app choose among the endpoints of a headless
+// service: it has dialed one of them.
+func (c *clusterBuilder) discovery(p policy) *cluster.Cluster_Type {
+	t := cluster.Cluster_EDS
+	switch {
+	case p.passthrough() || c.svc.Resolution == mesh.ResolutionHeadless && !c.client.router:
+		t = cluster.Cluster_ORIGINAL_DST
+	case c.svc.Resolution == mesh.ResolutionDNS:
+		t = cluster.Cluster_STRICT_DNS
+	}
+	return &cluster.Cluster_Type{Type: t}
+}
+
+func dnsAssignment(name, host string, p mesh.Port) *endpoint.ClusterLoadAssignment {
+	port := p.TargetPort
+	if port == 0 {
+		port = p.Number
+	}
+	return &endpoint.ClusterLoadAssignment{
+		ClusterName: name,
+		Endpoints: []*endpoint.LocalityLbEndpoints{{
+			LbEndpoints: []*endpoint.LbEndpoint{{
+				HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{
+					Address: tcpAddress(host, uint32(port)),
+				}},
+			}},
+		}},
+	}
+}
+
+// metadata is for telemetry, and for people who read a config dump.
+func (c *clusterBuilder) metadata(subset *networking.Subset) *core.Metadata {
+	service, _ := structpb.NewStruct(map[string]any{ // strings cannot fail
+		"host": c.svc.Host, "name": c.svc.Name, "namespace": c.svc.Namespace,
+	})
+	fields := map[string]*structpb.Value{
+		"default_original_port": structpb.NewNumberValue(float64(c.port.Number)),
+		"services": structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{
+			structpb.NewStructValue(service),
+		}}),
+	}
+	if c.rule != nil {
+		fields["config"] = structpb.NewStringValue(
+			"/apis/networking.istio.io/v1/namespaces/" + c.rule.Namespace + "/destination-rule/" + c.rule.Name)
+	}
+	if subset != nil {
+		fields["subset"] = structpb.NewStringValue(subset.GetName())
+	}
+	if c.svc.External {
+		fields["external"] = structpb.NewBoolValue(true)
+	}
+	return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{"istio": {Fields: fields}}}
+}
+
+// protocol chooses what is spoken upstream. A sidecar passes on what its app speaks; a gateway's clients choose HTTP/2 by themselves, which tells
+// nothing about the app, so a gateway speaks HTTP/1.1 unless the port is declared to know better.
+func (c *clusterBuilder) protocol(m *cluster.Cluster, p policy) {
+	if c.port.Protocol == mesh.ProtocolTCP || c.port.Protocol == mesh.ProtocolTLS || c.port.Protocol == mesh.ProtocolHTTPS {
+		// Only a route can make requests of it (TLS origination by a DestinationRule); HTTP/1.1 then, which is the default.
+		if p.http() == nil && p.tcp().GetMaxConnectionDuration() == nil {
+			return
+		}
+	}
+	http := p.http()
+	o := &upstreamhttp.HttpProtocolOptions{CommonHttpProtocolOptions: p.commonHTTP()}
+	h1 := &core.Http1ProtocolOptions{}
+	h2 := &core.Http2ProtocolOptions{}
+	if n := http.GetMaxConcurrentStreams(); n > 0 {
+		h2.MaxConcurrentStreams = u32(uint32(n))
+	}
+	if k := http.GetHttp2KeepAlive(); k != nil {
+		h2.ConnectionKeepalive = &core.KeepaliveSettings{Interval: k.GetInterval(), Timeout: k.GetTimeout()}
+	}
+	upgrade := http.GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE ||
+		http.GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_DEFAULT &&
+			c.config.GetH2UpgradePolicy() == meshconfig.MeshConfig_UPGRADE
+	switch {
+	case http.GetUseClientProtocol():
+		o.UpstreamProtocolOptions = useDownstreamProtocol(h1, h2)
+	case c.port.Protocol.IsHTTP2(), upgrade && c.port.Protocol == mesh.ProtocolHTTP:
+		o.UpstreamProtocolOptions = &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: h2},
+			},
+		}
+	case c.client.router, !c.port.Protocol.IsHTTP() && c.port.Protocol != mesh.ProtocolAuto:
+		o.UpstreamProtocolOptions = &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: h1},
+			},
+		}
+	default:
+		o.UpstreamProtocolOptions = useDownstreamProtocol(h1, h2)
+	}
+	if t := p.tls; t != nil && t.GetSni() == "" &&
+		(t.GetMode() == networking.ClientTLSSettings_SIMPLE || t.GetMode() == networking.ClientTLSSettings_MUTUAL) {
+		o.UpstreamHttpProtocolOptions = &core.UpstreamHttpProtocolOptions{
+			AutoSni:           true,
+			AutoSanValidation: len(t.GetSubjectAltNames()) == 0 && !t.GetInsecureSkipVerify().GetValue(),
+		}
+	}
+	setHTTPProtocol(m, o)
+}
+
+func useDownstreamProtocol(h1 *core.Http1ProtocolOptions, h2 *core.Http2ProtocolOptions) *upstreamhttp.HttpProtocolOptions_UseDownstreamProtocolConfig {
+	return &upstreamhttp.HttpProtocolOptions_UseDownstreamProtocolConfig{
+		UseDownstreamProtocolConfig: &upstreamhttp.HttpProtocolOptions_UseDownstreamHttpConfig{
+			HttpProtocolOptions:  h1,
+			Http2ProtocolOptions: h2,
+		},
+	}
+}
+
+func setHTTPProtocol(m *cluster.Cluster, o *upstreamhttp.HttpProtocolOptions) {
+	m.TypedExtensionProtocolOptions = map[string]*anypb.Any{
+		"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": anyOf(o),
+	}
+}
+
+// connectTimeout is MeshConfig.connectTimeout, 10 s when it says nothing.
+func connectTimeout(m *meshconfig.MeshConfig) *durationpb.Duration {
+	if d := m.GetConnectTimeout(); d.AsDuration() > 0 {
+		return d
+	}
+	return durationpb.New(10 * time.Second)
+}
+
+// blackHole takes connections and requests that must not go anywhere.
+func blackHole(m *meshconfig.MeshConfig) *Resource {
+	return newResource(Cluster, blackHoleCluster, &cluster.Cluster{
+		Name:                 blackHoleCluster,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		ConnectTimeout:       connectTimeout(m),
+	})
+}
+
+// passthrough goes where the app was going.
+func passthrough(m *meshconfig.MeshConfig) *Resource {
+	c := &cluster.Cluster{
+		Name:                 passthroughCluster,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST},
+		LbPolicy:             cluster.Cluster_CLUSTER_PROVIDED,
+		ConnectTimeout:       connectTimeout(m),
+		CircuitBreakers:      circuitBreakers(nil),
+	}
+	setHTTPProtocol(c, &upstreamhttp.HttpProtocolOptions{
+		UpstreamProtocolOptions: useDownstreamProtocol(&core.Http1ProtocolOptions{}, &core.Http2ProtocolOptions{}),
+	})
+	return newResource(Cluster, passthroughCluster, c)
+}
+
+// subset returns a DestinationRule's subset by name, or nil.
+func subsetOf(rule *mesh.DestinationRule, name string) *networking.Subset {
+	all := ruleSpec(rule).GetSubsets()
+	if i := slices.IndexFunc(all, func(s *networking.Subset) bool { return s.GetName() == name }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+func ruleSpec(r *mesh.DestinationRule) *networking.DestinationRule {
+	if r == nil {
+		return nil
+	}
+	return r.Spec
+}

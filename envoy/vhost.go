@@ -1,0 +1,137 @@
+package envoy
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/weft-mesh/weft/mesh"
+)
+
+// A virtualHost is one entry of a RouteConfiguration, marshaled. Tables of thousands are put together from such pieces without
+// touching those that did not change.
+type virtualHost struct {
+	name    string
+	domains []string
+	body    []byte // route.VirtualHost
+	causes  []mesh.Ref
+}
+
+func (h *virtualHost) equal(o *virtualHost) bool {
+	return h.name == o.name && bytes.Equal(h.body, o.body) && slices.Equal(h.causes, o.causes)
+}
+
+func newVirtualHost(name string, domains []string, routes []*route.Route, causes ...mesh.Ref) *virtualHost {
+	m := &route.VirtualHost{
+		Name:                       name,
+		Domains:                    domains,
+		Routes:                     routes,
+		IncludeRequestAttemptCount: true,
+	}
+	return &virtualHost{name: name, domains: domains, body: marshal(m), causes: causes}
+}
+
+// without is the same virtual host with fewer domains, or nil when none is left.
+func (h *virtualHost) without(taken func(domain string) bool) *virtualHost {
+	domains := slices.DeleteFunc(slices.Clone(h.domains), taken)
+	if len(domains) == 0 {
+		return nil
+	}
+	m := &route.VirtualHost{}
+	if err := proto.Unmarshal(h.body, m); err != nil {
+		return nil // not reached: body came from marshal
+	}
+	m.Domains = domains
+	return &virtualHost{name: h.name, domains: domains, body: marshal(m), causes: h.causes}
+}
+
+// Field numbers of route.v3.RouteConfiguration.
+const (
+	fieldTableName         = 1
+	fieldTableVirtualHosts = 2
+	fieldTableValidate     = 7
+	fieldTableIgnorePort   = 14
+)
+
+// routeTable puts a RouteConfiguration together. A domain may occur only once in it, or Envoy refuses the whole: the first
+// host keeps it. Unknown clusters are not an error (their requests get 503), ports in Host headers are ignored.
+func routeTable(name string, hosts []*virtualHost) *Resource {
+	size := len(name) + 32
+	domains := 0
+	for _, h := range hosts {
+		size += len(h.body) + 8
+		domains += len(h.domains)
+	}
+	seen := make(map[string]struct{}, domains)
+	names := make(map[string]struct{}, len(hosts))
+	b := make([]byte, 0, size)
+	b = protowire.AppendTag(b, fieldTableName, protowire.BytesType)
+	b = protowire.AppendString(b, name)
+	var causes []mesh.Ref
+	for _, h := range hosts {
+		taken := func(d string) bool { _, dup := seen[d]; return dup }
+		if slices.ContainsFunc(h.domains, taken) {
+			if h = h.without(taken); h == nil {
+				continue
+			}
+		}
+		if _, dup := names[h.name]; dup {
+			continue
+		}
+		names[h.name] = struct{}{}
+		for _, d := range h.domains {
+			seen[d] = struct{}{}
+		}
+		b = protowire.AppendTag(b, fieldTableVirtualHosts, protowire.BytesType)
+		b = protowire.AppendBytes(b, h.body)
+		causes = append(causes, h.causes...)
+	}
+	// validate_clusters is a BoolValue: an empty message is false.
+	b = protowire.AppendTag(b, fieldTableValidate, protowire.BytesType)
+	b = protowire.AppendBytes(b, nil)
+	b = protowire.AppendTag(b, fieldTableIgnorePort, protowire.VarintType)
+	b = protowire.AppendVarint(b, 1)
+	return rawResource(Route, name, b, causes...)
+}
+
+// hostDomains lists the names by which clients of a namespace may call a service: its FQDN, the shorter forms that the
+// resolver of a pod in that namespace would complete, and its addresses. Ports in Host headers are
+// ignored by the route table, so none of them is repeated with a port.
+func hostDomains(svc *mesh.Service, clientNamespace, clusterDomain string) []string {
+	names := []string{svc.Host}
+	suffix := "." + svc.Namespace + ".svc." + clusterDomain
+	if short, ok := strings.CutSuffix(svc.Host, suffix); ok && short != "" {
+		names = append(names,
+			short+"."+svc.Namespace+".svc",
+			short+"."+svc.Namespace)
+		if svc.Namespace == clientNamespace {
+			names = append(names, short)
+		}
+	}
+	if svc.Resolution == mesh.ResolutionHeadless && !strings.HasPrefix(svc.Host, "*") {
+		// The pods of a StatefulSet have names of their own: web-0.web.default.svc.cluster.local.
+		for _, n := range slices.Clone(names) {
+			names = append(names, "*."+n)
+		}
+	}
+	for _, a := range svc.Addresses {
+		if a = a.Unmap(); a.Is6() {
+			names = append(names, "["+a.String()+"]")
+		} else {
+			names = append(names, a.String())
+		}
+	}
+	return names
+}
+
+// virtualHostName is Istio's: "reviews.default.svc.cluster.local:9080".
+func virtualHostName(host string, port uint16) string { return host + ":" + strconv.Itoa(int(port)) }
+
+// compareVirtualHosts orders by name.
+func compareVirtualHosts(a, b *virtualHost) int { return cmp.Compare(a.name, b.name) }
