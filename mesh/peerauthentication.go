@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"math"
 	"slices"
 
 	security "istio.io/api/security/v1beta1"
@@ -107,4 +108,25 @@ func (x *peerAuthenticationIndex) server(w *Workload, port uint16) (MTLSMode, []
 		}
 	}
 	return n.decision.mode, n.decision.refs
+}
+
+// ports lists the ports that the workload's policy names, sorted.
+func (x *peerAuthenticationIndex) ports(w *Workload) []uint16 {
+	n := x.namespaces[w.Namespace]
+	if n == nil {
+		return nil
+	}
+	for _, p := range n.workloads {
+		if SelectorMatches(p.selector, w.Labels) {
+			var out []uint16
+			for port := range p.ports {
+				if port > 0 && port <= math.MaxUint16 {
+					out = append(out, uint16(port))
+				}
+			}
+			slices.Sort(out)
+			return out
+		}
+	}
+	return nil
 }

@@ -141,6 +141,10 @@ func (s *Snapshot) ServerMTLS(w *Workload, port uint16) (mode MTLSMode, refs []R
 	return s.peerAuthentications.server(w, port)
 }
 
+// MTLSPorts returns the ports for which the PeerAuthentication of the workload has a mode of its own (portLevelMtls), sorted.
+// They may be ports that no Service names.
+func (s *Snapshot) MTLSPorts(w *Workload) []uint16 { return s.peerAuthentications.ports(w) }
+
 // Configs yields the objects of a kind that has no accessor of its own, sorted by namespace and name.
 func (s *Snapshot) Configs(kind string) iter.Seq[*Config] {
 	return func(yield func(*Config) bool) {

@@ -1,0 +1,127 @@
+package envoy
+
+import (
+	"strconv"
+	"time"
+
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	meshconfig "istio.io/api/mesh/v1alpha1"
+)
+
+// inboundContext is what all inbound chains of one workload have in common.
+type inboundContext struct {
+	mesh        *meshconfig.MeshConfig
+	trustDomain string
+	families    families
+	transparent bool // TPROXY: the app sees the client's address
+}
+
+// chain takes connections of one kind on one port, and hands them to the app.
+func (c inboundContext) chain(p inboundPort, a arrival) *listener.FilterChain {
+	chain := &listener.FilterChain{
+		Name:             p.chainName(a.http),
+		FilterChainMatch: a.match(p.number),
+	}
+	if a.mtls {
+		chain.TransportSocket = serverMTLS(c.trustDomain)
+	}
+	if a.http {
+		chain.Filters = []*listener.Filter{networkFilter(hcmName, c.requests(p))}
+	} else {
+		chain.Filters = []*listener.Filter{tcpProxy(c.mesh, p.cluster(), nil)}
+	}
+	return chain
+}
+
+// requests reads HTTP in any version. Whatever the host and path, a request goes to the app on the port it came for.
+func (c inboundContext) requests(p inboundPort) *hcm.HttpConnectionManager {
+	r := &route.Route{
+		Name:  "default",
+		Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}},
+		Action: &route.Route_Route{Route: &route.RouteAction{
+			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: p.cluster()},
+			// The caller's side enforces timeouts; here they would only cut streams short.
+			Timeout: durationpb.New(0),
+			MaxStreamDuration: &route.RouteAction_MaxStreamDuration{
+				MaxStreamDuration:    durationpb.New(0),
+				GrpcTimeoutHeaderMax: durationpb.New(0),
+			},
+		}},
+	}
+	if p.service != nil {
+		r.Decorator = &route.Decorator{Operation: p.service.Host + ":" + strconv.Itoa(int(p.servicePort)) + "/*"} // names its spans
+	}
+
+	m := serverRequests(c.mesh, "inbound_"+p.chainName(true))
+	m.ServerHeaderTransformation = hcm.HttpConnectionManager_PASS_THROUGH
+	// On plaintext connections Envoy removes x-forwarded-client-cert, so that only proxies of the mesh can vouch for a caller.
+	m.ForwardClientCertDetails = hcm.HttpConnectionManager_APPEND_FORWARD
+	m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{
+		Subject: yes(),
+		Uri:     true,
+		Dns:     true,
+	}
+	m.RouteSpecifier = routeInline(&route.RouteConfiguration{
+		Name:             p.cluster(),
+		ValidateClusters: no(),
+		VirtualHosts: []*route.VirtualHost{{
+			Name:    "inbound|http|" + strconv.Itoa(int(p.number)),
+			Domains: []string{"*"},
+			Routes:  []*route.Route{r},
+		}},
+	})
+	m.HttpFilters = []*hcm.HttpFilter{httpRouter()}
+	return m
+}
+
+// serverRequests reads the requests of somebody else's clients, in a sidecar or a gateway: also HTTP/1.0 without a Host, and
+// with paths made comparable before any rule looks at them.
+func serverRequests(m *meshconfig.MeshConfig, statPrefix string) *hcm.HttpConnectionManager {
+	out := httpConnectionManager(m, statPrefix)
+	out.ServerName = "istio-envoy"
+	out.Proxy_100Continue = true
+	out.HttpProtocolOptions.AcceptHttp_10 = true
+	// What an HTTP/1.0 client without a Host is taken to have asked for: HTTP/1.1 servers refuse requests without one.
+	out.HttpProtocolOptions.DefaultHostForHttp_10 = "localhost"
+	normalizePaths(out, m)
+	return out
+}
+
+// normalizePaths applies MeshConfig.pathNormalization, BASE when nothing is said.
+func normalizePaths(out *hcm.HttpConnectionManager, m *meshconfig.MeshConfig) {
+	n := m.GetPathNormalization().GetNormalization()
+	if n == meshconfig.MeshConfig_ProxyPathNormalization_NONE {
+		out.NormalizePath = no()
+		return
+	}
+	out.NormalizePath = yes()
+	switch n {
+	case meshconfig.MeshConfig_ProxyPathNormalization_MERGE_SLASHES:
+		out.MergeSlashes = true
+	case meshconfig.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES:
+		out.MergeSlashes = true
+		out.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_FORWARD
+	default: // BASE
+	}
+}
+
+// inboundSniffTimeout is MeshConfig.protocolDetectionTimeout when it is set, else sniffTimeout.
+func inboundSniffTimeout(m *meshconfig.MeshConfig) time.Duration {
+	if d := m.GetProtocolDetectionTimeout().AsDuration(); d > 0 {
+		return d
+	}
+	return sniffTimeout
+}
+
+// blackholeChain closes connections that were opened to a capture port itself instead of being redirected to it: passed on, they would
+// come back here for ever.
+func blackholeChain(port uint16) *listener.FilterChain {
+	return &listener.FilterChain{
+		Name:             "virtualInbound-blackhole",
+		FilterChainMatch: arrival{}.match(port),
+		Filters:          []*listener.Filter{tcpProxy(nil, blackHoleCluster, nil)},
+	}
+}

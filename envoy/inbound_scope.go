@@ -1,0 +1,135 @@
+package envoy
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/weft-mesh/weft/mesh"
+)
+
+// workloadSet is the workload's own side: the listener that takes what is sent to it, and the clusters that lead to the app. All
+// replicas share it; nothing in it names a pod.
+func (w *World) workloadSet(p Proxy) *Set {
+	workload := p.workload()
+	c := inboundContext{
+		trustDomain: w.snap.TrustDomain(),
+		families:    familiesOf(p.addresses()),
+		transparent: workload.Annotations[interceptionMode] == "TPROXY",
+	}
+	name := workloadScopeName(workload, c)
+	return w.scope(name, client{namespace: workload.Namespace}, func(v *view, old *scope) (*Set, any) {
+		c.mesh = v.mesh()
+		return newSet(name, v.snap.Version(), old.set, c.resources(v.inboundPorts(workload))), nil
+	}).set
+}
+
+type inboundRead struct {
+	workload *mesh.Workload
+	got      []inboundPort
+}
+
+func (r inboundRead) same(v *view) bool {
+	now, _ := inboundPorts(v.snap, r.workload)
+	return slices.EqualFunc(now, r.got, inboundPort.equal)
+}
+
+func (v *view) inboundPorts(w *mesh.Workload) []inboundPort {
+	ports, problems := inboundPorts(v.snap, w)
+	v.note(inboundRead{w, ports})
+	v.problems = append(v.problems, problems...)
+	return ports
+}
+
+// resources are the inbound listener and the clusters of its ports.
+func (c inboundContext) resources(ports []inboundPort) []*Resource {
+	var all []mesh.Ref
+	var out []*Resource
+	done := map[string]bool{}
+	for _, p := range ports {
+		all = append(all, p.causes...)
+		if name := p.cluster(); !done[name] {
+			done[name] = true
+			out = append(out, newResource(Cluster, name, c.inboundCluster(p), p.causes...))
+		}
+	}
+	return append(out, newResource(Listener, virtualInbound, c.inboundListener(ports), all...))
+}
+
+// proofSet is what the proxy's check of its own redirection needs: the addresses of its pod. It is the only part of a
+// proxy's configuration that differs between replicas.
+func (w *World) proofSet(p Proxy) *Set {
+	addresses := p.addresses()
+	name := "proof"
+	for _, a := range addresses {
+		name += "/" + a.String()
+	}
+	return w.scope(name, client{namespace: p.Namespace}, func(v *view, old *scope) (*Set, any) {
+		v.note(unconditional{}) // the name has all that it depends on
+		var out []*Resource
+		for _, c := range proofClusters(addresses) {
+			out = append(out, newResource(Cluster, c.Name, c))
+		}
+		return newSet(name, v.snap.Version(), old.set, out), nil
+	}).set
+}
+
+// unconditional is the read of what is built from nothing in the snapshot.
+type unconditional struct{}
+
+func (unconditional) same(*view) bool { return true }
+
+// addresses are the pod's, as the proxy knows them; the mesh may hear of them later.
+func (p Proxy) addresses() []netip.Addr {
+	if len(p.Addresses) > 0 {
+		return p.Addresses
+	}
+	return p.workload().Addresses
+}
+
+// workload is the pod behind the proxy. While the mesh has not heard of the pod, it is a workload of the same name without labels, to which the policies
+// of its namespace and of the mesh apply.
+func (p Proxy) workload() *mesh.Workload {
+	if p.Workload != nil {
+		return p.Workload
+	}
+	return &mesh.Workload{
+		Meta:           mesh.Meta{Ref: mesh.Ref{Kind: "Pod", Namespace: p.Namespace, Name: p.Pod}},
+		ServiceAccount: p.ServiceAccount,
+		Injected:       true,
+	}
+}
+
+// workloadScopeName names all that decides on which ports a workload has and which policies apply to it, besides the snapshot.
+func workloadScopeName(w *mesh.Workload, c inboundContext) string {
+	h := xxhash.New()
+	for _, k := range slices.Sorted(maps.Keys(w.Labels)) {
+		fmt.Fprintf(h, "%q=%q\n", k, w.Labels[k])
+	}
+	for _, k := range slices.Sorted(maps.Keys(w.ContainerPorts)) {
+		fmt.Fprintf(h, "%q:%d\n", k, w.ContainerPorts[k])
+	}
+	owner := w.Owner
+	if owner == "" {
+		owner = w.Name
+	}
+	families := "ipv4"
+	switch {
+	case c.families.v4 && c.families.v6:
+		families = "dual"
+	case c.families.v6:
+		families = "ipv6"
+	}
+	if c.transparent {
+		families += "-tproxy"
+	}
+	return fmt.Sprintf("workload/%s/%s@%s/%s/%08x", w.Namespace, owner, w.ServiceAccount, families, uint32(h.Sum64()))
+}
+
+func (p inboundPort) equal(q inboundPort) bool {
+	return p.number == q.number && p.protocol == q.protocol && p.mode == q.mode && p.service == q.service &&
+		p.servicePort == q.servicePort && p.rule == q.rule && slices.Equal(p.causes, q.causes)
+}
