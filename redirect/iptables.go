@@ -120,6 +120,10 @@ func ipMatch(m match) []ipRule {
 	case onDestination:
 		var out []ipRule
 		for _, c := range m.cidrs {
+			if c.Bits() == 0 {
+				out = append(out, ipRule{}) // iptables prints a range of everything as nothing
+				continue
+			}
 			out = append(out, not("-d", c.String())...)
 		}
 		return out

@@ -199,7 +199,7 @@ func redirectInbound(s Spec) chain {
 	}
 	reroute(s, &c)
 	c.add("only passes through the pod", leave(), not(local()))
-	c.add("inbound", goTo(chainToInbound))
+	c.add("by port", goTo(chainToInbound))
 	return c
 }
 
@@ -229,8 +229,8 @@ func toInbound(s Spec, c chain, proof []uint16, capture []action) chain {
 // output decides for each connection that a process of the pod opens.
 func output(s Spec) chain {
 	c := chain{name: chainOutput, table: "nat", kind: "nat", hook: "output", priority: prioNAT}
-	c.add("proxy to app: capturing it again would be a loop", leave(), from(loopGuard4))
-	c.add("proxy to app: capturing it again would be a loop", leave(), from(loopGuard6))
+	c.add("proxy to app: capturing it again would be a loop", leave(), from(loopGuard4), out("lo"))
+	c.add("proxy to app: capturing it again would be a loop", leave(), from(loopGuard6), out("lo"))
 	proxy := owners(s.ProxyUIDs, s.ProxyGIDs)
 	if s.Mode == Redirect {
 		for _, owner := range proxy {
@@ -252,7 +252,7 @@ func output(s Spec) chain {
 		c.add("DNS capture", redirectTo(PortDNS), tcp(53))
 	}
 	c.add("within the pod", leave(), out("lo"))
-	c.add("outbound", goTo(chainToOutbound))
+	c.add("by port and destination", goTo(chainToOutbound))
 	return c
 }
 
@@ -309,7 +309,7 @@ func tproxyInbound(s Spec) chain {
 	c.add("connections that the proxy has accepted", thenAccept(setMark(markTProxy)), tcp(), transparent())
 	c.add("answers to connections of the pod", leave(), state(ctEstRelated))
 	c.add("only passes through the pod", leave(), not(local()))
-	c.add("inbound", goTo(chainToInbound))
+	c.add("by port", goTo(chainToInbound))
 	return c
 }
 
@@ -318,6 +318,8 @@ func tproxyInbound(s Spec) chain {
 // connection, so the hairpin cannot use NAT here.
 func tproxyHairpin(s Spec) chain {
 	c := chain{name: chainHairpin, table: "mangle", kind: "route", hook: "output", priority: prioMangle}
+	c.add("proxy to app: capturing it again would be a loop", leave(), from(loopGuard4), out("lo"))
+	c.add("proxy to app: capturing it again would be a loop", leave(), from(loopGuard6), out("lo"))
 	c.add("app to the proxy that used the client's address", thenAccept([]action{{kind: doMarkFromConn}}), connMark(markTProxy))
 	for _, owner := range owners(s.ProxyUIDs, s.ProxyGIDs) {
 		c.add("proxy to its own pod: inbound", goTo(chainToHairpin), mark(0), owner, out("lo"), original(), not(to(loopback4)))

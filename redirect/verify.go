@@ -50,8 +50,8 @@ func compareRules(where string, want, have []string) []string {
 	if slices.Equal(want, have) {
 		return nil
 	}
-	if len(have) == 0 {
-		return []string{where + " is empty, its rules were flushed"}
+	if len(have) == 0 && len(want) > 1 {
+		return []string{where + " has lost all its rules"}
 	}
 	var drift []string
 	rest := slices.Clone(have)
