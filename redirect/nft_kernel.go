@@ -244,7 +244,7 @@ func nftDecodeExpr(ad *netlink.AttributeDecoder) (expr.Any, error) {
 	case "meta":
 		e = &expr.Meta{}
 	case "ct":
-		e = &expr.Ct{}
+		return nftDecodeCt(data)
 	case "payload":
 		e = &expr.Payload{}
 	case "cmp":
@@ -300,6 +300,29 @@ func nftDecodeTProxy(data []byte) (expr.Any, error) {
 			e.RegAddr = ad.Uint32()
 		case expr.NFTA_TPROXY_REG_PORT:
 			e.RegPort = ad.Uint32()
+		}
+	}
+	return e, ad.Err()
+}
+
+// nftDecodeCt: the library overlooks the source register, so that setting a mark would look like reading it.
+func nftDecodeCt(data []byte) (expr.Any, error) {
+	ad, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return nil, err
+	}
+	ad.ByteOrder = binary.BigEndian
+	e := &expr.Ct{}
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_CT_KEY:
+			e.Key = expr.CtKey(ad.Uint32())
+		case unix.NFTA_CT_DREG:
+			e.Register = ad.Uint32()
+		case unix.NFTA_CT_SREG:
+			e.Register, e.SourceRegister = ad.Uint32(), true
+		case unix.NFTA_CT_DIRECTION:
+			e.Direction = uint32(ad.Uint8())
 		}
 	}
 	return e, ad.Err()

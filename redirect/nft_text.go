@@ -169,7 +169,7 @@ func (w *ruleWriter) expr(e expr.Any) {
 		w.value = e.Data
 	case *expr.Redir:
 		w.settle()
-		if e.RegisterProtoMax != 0 || e.Flags&^unix.NF_NAT_RANGE_PROTO_SPECIFIED != 0 {
+		if e.RegisterProtoMax != 0 && e.RegisterProtoMax != e.RegisterProtoMin || e.Flags&^unix.NF_NAT_RANGE_PROTO_SPECIFIED != 0 {
 			w.unknown(e)
 			return
 		}
