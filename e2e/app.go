@@ -7,7 +7,7 @@ import (
 
 // App is one Deployment of the test application behind the Service of its name.
 type App struct {
-	Name     string            // also the Service, unless NoService
+	Name     string            // also of its Service and ServiceAccount
 	Version  string            // label and answer; default v1
 	Replicas int               // default 1
 	Env      map[string]string // FAIL_PERCENT, DELAY, ...

@@ -1,27 +1,22 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 )
 
+// pods returns the live pods that a selector matches.
 func (ns *Namespace) pods(selector string) []corev1.Pod {
 	ns.T.Helper()
-	var list corev1.PodList
-	if err := json.Unmarshal([]byte(ns.Kubectl("get", "pods", "-l", selector, "-o", "json")), &list); err != nil {
+	all, err := ns.Cluster.Pods(ns.T.Context(), ns.Name, selector)
+	if err != nil {
 		ns.T.Fatal(err)
 	}
-	var live []corev1.Pod
-	for _, p := range list.Items {
-		if p.DeletionTimestamp == nil {
-			live = append(live, p)
-		}
-	}
-	return live
+	return slices.DeleteFunc(all, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 }
 
 // readyColumn is the READY column of `get pods` for the first live pod of an app.

@@ -16,6 +16,8 @@ import (
 
 const sandboxName = "e2e"
 
+var sandboxNode = Node{StateDir: "/run/weft/sandbox/" + sandboxName}
+
 var shared struct {
 	sync.Once
 	cluster *Cluster

@@ -171,7 +171,7 @@ func (c *caller) web(ctx context.Context, r *Result, target string) error {
 		return err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
 	r.Status, r.Headers, r.Body = resp.StatusCode, resp.Header, string(body)
 	var a answer
 	if json.Unmarshal(body, &a) == nil {
