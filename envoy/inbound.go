@@ -59,19 +59,10 @@ type inboundPort struct {
 
 // inboundPorts lists the ports of a workload that have chains of their own, then the catch-all. They are those that a Service
 // targets, and those that a PeerAuthentication names in portLevelMtls.
-func inboundPorts(s *mesh.Snapshot, w *mesh.Workload) (ports []inboundPort, problems []Problem) {
+func inboundPorts(s *mesh.Snapshot, w *mesh.Workload) []inboundPort {
+	var ports []inboundPort
 	for _, t := range s.Targets(w) {
 		if slices.Contains(sidecarPorts, t.Port) {
-			if t.Port < portMetrics || t.Port > portStats { // the others answer without redirection, also to Services
-				for i, svc := range t.Services {
-					problems = append(problems, Problem{
-						Ref:   svc.Ref,
-						Field: fmt.Sprintf("spec.ports[port=%d].targetPort", t.ServicePorts[i].Number),
-						Message: fmt.Sprintf("port %d belongs to the sidecar of %s/%s and never reaches the app: let the app listen elsewhere",
-							t.Port, w.Namespace, w.Name),
-					})
-				}
-			}
 			continue
 		}
 		p := inboundPort{number: t.Port, protocol: t.Protocol}
@@ -103,7 +94,20 @@ func inboundPorts(s *mesh.Snapshot, w *mesh.Workload) (ports []inboundPort, prob
 
 	rest := inboundPort{}
 	rest.mode, rest.causes = s.ServerMTLS(w, 0)
-	return append(ports, rest), problems
+	return append(ports, rest)
+}
+
+// reserved tells the owners of services that target a port of the sidecar. The ports that answer without redirection may well
+// have a Service, for scraping.
+func (v *view) reserved(w *mesh.Workload, t mesh.Target) {
+	if !slices.Contains(sidecarPorts, t.Port) || t.Port >= portMetrics && t.Port <= portStats {
+		return
+	}
+	for i, svc := range t.Services {
+		v.problem(svc.Ref, fmt.Sprintf("spec.ports[port=%d].targetPort", t.ServicePorts[i].Number),
+			fmt.Sprintf("port %d belongs to the sidecar of %s/%s and never reaches the app: let the app listen elsewhere",
+				t.Port, w.Namespace, w.Name))
+	}
 }
 
 // cluster is the name of the cluster that leads to the app.

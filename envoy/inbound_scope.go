@@ -27,20 +27,12 @@ func (w *World) workloadSet(p Proxy) *Set {
 	}).set
 }
 
-type inboundRead struct {
-	workload *mesh.Workload
-	got      []inboundPort
-}
-
-func (r inboundRead) same(v *view) bool {
-	now, _ := inboundPorts(v.snap, r.workload)
-	return slices.EqualFunc(now, r.got, inboundPort.equal)
-}
-
 func (v *view) inboundPorts(w *mesh.Workload) []inboundPort {
-	ports, problems := inboundPorts(v.snap, w)
-	v.note(inboundRead{w, ports})
-	v.problems = append(v.problems, problems...)
+	ports := look(v, func(s *mesh.Snapshot) []inboundPort { return inboundPorts(s, w) },
+		func(a, b []inboundPort) bool { return slices.EqualFunc(a, b, inboundPort.equal) })
+	for _, t := range v.snap.Targets(w) {
+		v.reserved(w, t)
+	}
 	return ports
 }
 
@@ -68,7 +60,7 @@ func (w *World) proofSet(p Proxy) *Set {
 		name += "/" + a.String()
 	}
 	return w.scope(name, client{namespace: p.Namespace}, func(v *view, old *scope) (*Set, any) {
-		v.note(unconditional{}) // the name has all that it depends on
+		v.note(unconditional{}) // the scope's name has all that it depends on
 		var out []*Resource
 		for _, c := range proofClusters(addresses) {
 			out = append(out, newResource(Cluster, c.Name, c))
