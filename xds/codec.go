@@ -1,0 +1,43 @@
+package xds
+
+import (
+	"fmt"
+
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // registers the codec that is used for all other messages
+	"google.golang.org/grpc/mem"
+)
+
+// frame is a response, encoded already: its parts are shared with other streams
+// and are only put in a row here. A slow proxy therefore holds no copy of what it
+// has not read yet.
+type frame struct {
+	parts mem.BufferSlice
+	info  *response
+}
+
+// codec passes frames through and decodes requests without protobuf objects.
+// All other messages, those of further services on the same port, are ordinary ones.
+type codec struct{ proto encoding.CodecV2 }
+
+func newCodec() codec { return codec{proto: encoding.GetCodecV2("proto")} }
+
+func (codec) Name() string { return "proto" }
+
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if f, ok := v.(*frame); ok {
+		return f.parts, nil
+	}
+	return c.proto.Marshal(v)
+}
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	r, ok := v.(*request)
+	if !ok {
+		return c.proto.Unmarshal(data, v)
+	}
+	if err := r.decode(string(data.Materialize())); err != nil {
+		return fmt.Errorf("xds: %w", err)
+	}
+	return nil
+}
