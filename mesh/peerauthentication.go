@@ -27,6 +27,7 @@ type workloadMTLS struct {
 	selector map[string]string
 	decision mtlsDecision
 	ports    map[uint32]mtlsDecision
+	portList []uint16 // the keys of ports, sorted
 }
 
 // newPeerAuthenticationIndex works inheritance out once: what is UNSET takes
@@ -67,7 +68,11 @@ func newPeerAuthenticationIndex(all *table[PeerAuthentication], root string) *pe
 				w.ports = map[uint32]mtlsDecision{}
 			}
 			w.ports[port] = w.decision.narrowed(m, p.Ref)
+			if port > 0 && port <= math.MaxUint16 {
+				w.portList = append(w.portList, uint16(port))
+			}
 		}
+		slices.Sort(w.portList)
 		n.workloads = append(n.workloads, w)
 	}
 	return x
@@ -110,7 +115,7 @@ func (x *peerAuthenticationIndex) server(w *Workload, port uint16) (MTLSMode, []
 	return n.decision.mode, n.decision.refs
 }
 
-// ports lists the ports that the workload's policy names, sorted.
+// ports lists the ports that portLevelMtls of the policy in force names.
 func (x *peerAuthenticationIndex) ports(w *Workload) []uint16 {
 	n := x.namespaces[w.Namespace]
 	if n == nil {
@@ -118,14 +123,7 @@ func (x *peerAuthenticationIndex) ports(w *Workload) []uint16 {
 	}
 	for _, p := range n.workloads {
 		if SelectorMatches(p.selector, w.Labels) {
-			var out []uint16
-			for port := range p.ports {
-				if port > 0 && port <= math.MaxUint16 {
-					out = append(out, uint16(port))
-				}
-			}
-			slices.Sort(out)
-			return out
+			return p.portList
 		}
 	}
 	return nil

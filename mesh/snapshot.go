@@ -137,6 +137,7 @@ func (s *Snapshot) Gateway(namespace, name string) *Gateway {
 
 // ServerMTLS returns the effective PeerAuthentication mode for one port of a workload:
 // port level, workload, namespace, mesh; UNSET inherits. refs are the objects that decided.
+// Port 0 asks for the mode of the ports that no portLevelMtls names.
 func (s *Snapshot) ServerMTLS(w *Workload, port uint16) (mode MTLSMode, refs []Ref) {
 	return s.peerAuthentications.server(w, port)
 }
