@@ -306,3 +306,20 @@ func ruleSpec(r *mesh.DestinationRule) *networking.DestinationRule {
 	}
 	return r.Spec
 }
+
+// checkRule reports what a DestinationRule says in vain.
+func (h *hostBuilder) checkRule() {
+	if h.rule == nil {
+		return
+	}
+	check := func(t *networking.TrafficPolicy, field string) {
+		if t.GetOutlierDetection().GetConsecutiveErrors() != 0 { //nolint:staticcheck // old manifests
+			h.problem(h.rule.Ref, field+".outlierDetection.consecutiveErrors",
+				"has no effect since Istio 1.6; write consecutive5xxErrors or consecutiveGatewayErrors")
+		}
+	}
+	check(h.rule.Spec.GetTrafficPolicy(), "spec.trafficPolicy")
+	for i, s := range h.rule.Spec.GetSubsets() {
+		check(s.GetTrafficPolicy(), "spec.subsets["+strconv.Itoa(i)+"].trafficPolicy")
+	}
+}
