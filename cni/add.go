@@ -26,7 +26,7 @@ func Add(args *skel.CmdArgs) error {
 	}
 	if injected {
 		// Remembered first: should this process die in between, DEL knows that there may be something to undo.
-		a := attachment{Container: args.ContainerID, Interface: args.IfName, NetNS: args.Netns, Pod: p.String(), Spec: spec.Encode()}
+		a := attachment{Container: args.ContainerID, Interface: args.IfName, NetNS: args.Netns, Inode: inode(args.Netns), Pod: p.String(), Spec: spec.Encode()}
 		if err := a.save(conf); err != nil {
 			return fail(types.ErrIOFailure, p, err)
 		}

@@ -17,6 +17,7 @@ type attachment struct {
 	Container string `json:"container"`
 	Interface string `json:"interface"`
 	NetNS     string `json:"netns"`
+	Inode     uint64 `json:"inode"` // of the namespace: a path may come to mean another one (/proc/PID/ns/net)
 	Pod       string `json:"pod"`
 	Spec      string `json:"spec"` // redirect.Spec, encoded
 }

@@ -6,66 +6,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-mesh/weft/redirect/nstest"
 )
-
-// netns is a network namespace that lives as long as one thread, so that nothing is left behind however the test ends.
-type netns struct {
-	path string // /proc/PID/task/TID/ns/net
-	fd   int
-	work chan func()
-}
-
-func newNetns(t testing.TB) *netns {
-	t.Helper()
-	n := &netns{work: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine, and the namespace with it
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-			n.fd, err = unix.Open(n.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		ready <- err
-		for f := range n.work {
-			f()
-		}
-	}()
-	if err := <-ready; err != nil {
-		t.Fatalf("make a network namespace: %v", err)
-	}
-	t.Cleanup(func() { close(n.work); unix.Close(n.fd) })
-	n.do(func() { mustLink(t, "lo") })
-	return n
-}
-
-// do runs f inside the namespace. Sockets that f opens stay there.
-func (n *netns) do(f func()) {
-	done := make(chan struct{})
-	n.work <- func() { defer close(done); f() }
-	<-done
-}
-
-// as runs f inside the namespace as a socket owner other than root. The kernel's rules look at the filesystem UID and GID with which a
-// socket was opened, which a thread can change for itself alone.
-func (n *netns) as(uid, gid int, f func()) {
-	n.do(func() {
-		unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
-		unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
-		defer func() {
-			unix.RawSyscall(unix.SYS_SETFSUID, 0, 0, 0)
-			unix.RawSyscall(unix.SYS_SETFSGID, 0, 0, 0)
-		}()
-		f()
-	})
-}
 
 func mustLink(t testing.TB, name string) netlink.Link {
 	t.Helper()
@@ -80,20 +29,20 @@ func mustLink(t testing.TB, name string) netlink.Link {
 }
 
 // veth joins two namespaces. Addresses are in CIDR form.
-func veth(t testing.TB, a *netns, aName string, aAddrs []string, b *netns, bName string, bAddrs []string) {
+func veth(t testing.TB, a *nstest.NS, aName string, aAddrs []string, b *nstest.NS, bName string, bAddrs []string) {
 	t.Helper()
-	a.do(func() {
-		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: aName}, PeerName: bName, PeerNamespace: netlink.NsFd(b.fd)}
+	a.Do(func() {
+		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: aName}, PeerName: bName, PeerNamespace: netlink.NsFd(b.FD)}
 		if err := netlink.LinkAdd(pair); err != nil {
 			t.Errorf("veth %s-%s: %v", aName, bName, err)
 		}
 	})
 	for _, end := range []struct {
-		ns    *netns
+		ns    *nstest.NS
 		name  string
 		addrs []string
 	}{{a, aName, aAddrs}, {b, bName, bAddrs}} {
-		end.ns.do(func() {
+		end.ns.Do(func() {
 			l := mustLink(t, end.name)
 			for _, text := range end.addrs {
 				addAddr(t, l, text)
@@ -137,26 +86,26 @@ var serverAddrs = []string{"10.99.0.1", "10.98.0.1", "fd99::1", "fd98::1"}
 
 // net is a pod, the world around it, and a virtual machine inside the pod.
 type testNet struct {
-	pod, world, vm *netns
+	pod, world, vm *nstest.NS
 	conns          atomic.Int64 // connections that the pod's listeners accepted
 }
 
 // newTestNet makes the namespaces and the listeners: an app, a proxy that reports what it was sent, and servers outside.
 func newTestNet(t testing.TB, tproxy bool) *testNet {
 	t.Helper()
-	n := &testNet{pod: newNetns(t), world: newNetns(t), vm: newNetns(t)}
+	n := &testNet{pod: nstest.New(t), world: nstest.New(t), vm: nstest.New(t)}
 	veth(t, n.pod, "eth0", []string{podV4 + "/24", podV6 + "/64"}, n.world, "pod0", []string{worldV4 + "/24", worldV6 + "/64"})
 	veth(t, n.pod, "eth1", []string{podEth1 + "/24"}, n.world, "pod1", []string{worldEth1 + "/24"})
 	veth(t, n.pod, "tap0", []string{"10.79.0.1/24"}, n.vm, "vm0", []string{"10.79.0.2/24"})
-	n.pod.do(func() {
+	n.pod.Do(func() {
 		addRoute(t, "0.0.0.0/0", worldV4)
 		addRoute(t, "::/0", worldV6)
 		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 			t.Error(err)
 		}
 	})
-	n.vm.do(func() { addRoute(t, "0.0.0.0/0", "10.79.0.1") })
-	n.world.do(func() {
+	n.vm.Do(func() { addRoute(t, "0.0.0.0/0", "10.79.0.1") })
+	n.world.Do(func() {
 		addRoute(t, "10.79.0.0/24", podV4)
 		l := mustLink(t, "lo")
 		for _, a := range serverAddrs {
@@ -164,13 +113,13 @@ func newTestNet(t testing.TB, tproxy bool) *testNet {
 		}
 	})
 	// "who" is answered by every listener.
-	n.world.do(func() {
+	n.world.Do(func() {
 		for _, port := range []int{53, 80, 443} {
 			serve(t, n, port, false, func(c *net.TCPConn) string { return "world " + local4(c.LocalAddr()) })
 		}
 		serveUDP(t, "world", 53)
 	})
-	n.pod.do(func() {
+	n.pod.Do(func() {
 		for _, port := range []int{8080, 8081, 9000, PortMetrics, PortHealth, PortEnvoyMetrics} {
 			serve(t, n, port, false, func(c *net.TCPConn) string { return "app " + local4(c.LocalAddr()) + " from " + local4(peer(c)) })
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/weft-mesh/weft/e2e/kit"
+	"github.com/weft-mesh/weft/redirect/nstest"
 )
 
 // connection is one attempt of somebody to reach something, and what a user expects to happen to it.
@@ -177,7 +178,7 @@ func TestRealPacketsGoWhereTheSpecSays(t *testing.T) {
 		for name, s := range specs(t) {
 			t.Run(b.Name()+"/"+name, func(t *testing.T) {
 				n := newTestNet(t, s.Mode == TProxy)
-				n.pod.do(func() {
+				n.pod.Do(func() {
 					if err := b.Apply(s); err != nil {
 						t.Errorf("apply: %v", err)
 					}
@@ -187,7 +188,7 @@ func TestRealPacketsGoWhereTheSpecSays(t *testing.T) {
 						t.Errorf("%s: got %q, want %q", c.name, got, c.want)
 					}
 				}
-				n.pod.do(func() {
+				n.pod.Do(func() {
 					if drift, err := b.Verify(s); err != nil || len(drift) > 0 {
 						t.Errorf("verify right after apply: %v, %q", err, drift)
 					}
@@ -198,8 +199,8 @@ func TestRealPacketsGoWhereTheSpecSays(t *testing.T) {
 }
 
 func (n *testNet) try(c connection) (got string) {
-	ns := map[string]*netns{"world": n.world, "pod": n.pod, "vm": n.vm}[c.ns]
-	ns.as(c.uid, c.gid, func() { got = ask(c.network, c.from, c.to) })
+	ns := map[string]*nstest.NS{"world": n.world, "pod": n.pod, "vm": n.vm}[c.ns]
+	ns.As(c.uid, c.gid, func() { got = ask(c.network, c.from, c.to) })
 	return got
 }
 
