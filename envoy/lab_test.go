@@ -38,6 +38,8 @@ type lab struct {
 	authority *identity.Authority
 	pod       place
 	outside   place
+
+	privileged bool // Envoy runs as root, for TPROXY; its group is the sidecar's all the same
 }
 
 // A place is one network namespace.
@@ -197,7 +199,7 @@ func (p place) get(url string) string {
 	if err != nil {
 		return connectionEnd(err)
 	}
-	return fmt.Sprintf("%d %s", res.StatusCode, strings.TrimSpace(string(body)))
+	return strings.TrimSpace(fmt.Sprintf("%d %s", res.StatusCode, body))
 }
 
 // connectionEnd names the ways in which a connection fails that the tests tell apart.
@@ -303,7 +305,11 @@ static_resources:
 `
 	cmd := exec.Command(kit.Envoy(l.t), "--config-yaml", config, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
 	cmd.Stdout, cmd.Stderr = e.log, e.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: redirect.ProxyUID, Gid: redirect.ProxyGID}}
+	user := &syscall.Credential{Uid: redirect.ProxyUID, Gid: redirect.ProxyGID}
+	if l.privileged {
+		user.Uid = 0
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
 	where.in(cmd.Start) // a child is born in the namespace of the thread that made it
 	l.t.Cleanup(func() {
 		cmd.Process.Kill()
