@@ -1,0 +1,127 @@
+// weftd is the control plane: admission webhook, discovery service and certificate
+// authority in one process.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "weftd: "+err.Error())
+		os.Exit(1)
+	}
+}
+
+// options are the flags of weftd.
+type options struct {
+	config []string
+
+	caDir         string
+	trustDomain   string
+	clusterDomain string
+	svidTTL       time.Duration
+
+	jwks          string
+	jwksCA        string
+	jwksToken     string
+	tokenIssuer   string
+	tokenAudience string
+
+	xdsAddress        string
+	plaintextAddress  string
+	webhookAddress    string
+	monitoringAddress string
+	servingNames      []string
+
+	proxyImage       string
+	revision         string
+	rootNamespace    string
+	discoveryAddress string
+
+	logLevel  string
+	logFormat string
+}
+
+func newCommand() *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:   "weftd --config PATH --ca-dir DIR --jwks FILE-OR-URL --token-issuer ISSUER",
+		Short: "The control plane of weft: injects sidecars, configures them, and signs their certificates",
+		Long: `weftd serves, until it gets SIGTERM or SIGINT:
+
+  xDS over TLS        --xds-address            configuration and certificates for proxies that show a pod's token
+  xDS in plaintext    --plaintext-xds-address  the same without certificates; on loopback no token is needed, for debugging
+  admission webhook   --webhook-address        /inject
+  monitoring          --monitoring-address     /metrics, /ready; /debug/ on loopback or with a token of the root namespace
+
+It reads Kubernetes and Istio objects from files, follows changes, and keeps its
+certificate authority in --ca-dir. A CA of your own (ca-cert.pem, ca-key.pem,
+root-cert.pem, cert-chain.pem, as in Istio's Secret cacerts) is used when it is
+there, and replaced without a restart when the files change.`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := o.logger()
+			if err != nil {
+				return err
+			}
+			return run(cmd.Context(), o, log)
+		},
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringArrayVar(&o.config, "config", nil, "YAML or JSON `PATH`, file or directory, with the cluster's objects; watched; repeatable")
+	f.StringVar(&o.caDir, "ca-dir", "", "`DIR` of the certificate authority; a self-signed one is made there when it is empty")
+	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "authority part of SPIFFE identities")
+	f.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "DNS suffix of services")
+	f.DurationVar(&o.svidTTL, "svid-ttl", 24*time.Hour, "life of workload certificates; they are renewed at half of it")
+
+	f.StringVar(&o.jwks, "jwks", "", "`FILE-OR-URL` of the public keys that service account tokens are signed with")
+	f.StringVar(&o.jwksCA, "jwks-ca-file", "", "`FILE` with the CA of the --jwks URL (default: the system's)")
+	f.StringVar(&o.jwksToken, "jwks-token-file", "", "`FILE` with a token to send to the --jwks URL")
+	f.StringVar(&o.tokenIssuer, "token-issuer", "", "issuer that tokens must have")
+	f.StringVar(&o.tokenAudience, "token-audience", "istio-ca", "audience that tokens must have")
+
+	f.StringVar(&o.xdsAddress, "xds-address", ":15012", "`ADDRESS` of xDS over TLS")
+	f.StringVar(&o.plaintextAddress, "plaintext-xds-address", "127.0.0.1:15010", "`ADDRESS` of xDS without TLS; empty for none")
+	f.StringVar(&o.webhookAddress, "webhook-address", ":15017", "`ADDRESS` of the admission webhook")
+	f.StringVar(&o.monitoringAddress, "monitoring-address", ":15014", "`ADDRESS` of metrics, readiness and debug pages")
+	f.StringSliceVar(&o.servingNames, "serving-name", nil, "further DNS `NAME` or IP address for the serving certificates; repeatable")
+
+	f.StringVar(&o.proxyImage, "proxy-image", "", "`IMAGE` of injected proxies (default: the stock Envoy that this release was tested with)")
+	f.StringVar(&o.revision, "revision", "default", "revision that this control plane injects for (istio.io/rev)")
+	f.StringVar(&o.rootNamespace, "root-namespace", "istio-system", "namespace of mesh-wide configuration and of this control plane")
+	f.StringVar(&o.discoveryAddress, "discovery-address", "", "`ADDRESS` that injected proxies connect to (default istiod.ROOT-NAMESPACE.svc:15012)")
+
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	return cmd
+}
+
+// logger writes to standard error.
+func (o *options) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", o.logLevel)
+	}
+	h := &slog.HandlerOptions{Level: level}
+	switch o.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, h)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, h)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want text or json", o.logFormat)
+}

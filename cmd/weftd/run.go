@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+
+	meshconfig "istio.io/api/mesh/v1alpha1"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/mesh"
+	"github.com/weft-mesh/weft/webhook"
+	"github.com/weft-mesh/weft/xds"
+)
+
+// run is the whole control plane. It returns when ctx ends, or when one of its parts fails.
+func run(ctx context.Context, o options, log *slog.Logger) error {
+	began := time.Now()
+	if err := o.validate(); err != nil {
+		return err
+	}
+	// Ports first: a control plane that cannot listen should not touch anything.
+	ports, err := o.listen()
+	if err != nil {
+		return err
+	}
+	defer ports.close()
+
+	group, ctx := errgroup.WithContext(ctx)
+	authority, err := identity.Open(ctx, identity.Dir(o.caDir), o.trustDomain)
+	if err != nil {
+		return fmt.Errorf("certificate authority: %w", err)
+	}
+	verifier, err := o.verifier(ctx, log)
+	if err != nil {
+		return err
+	}
+	store := mesh.NewStore(mesh.Options{RootNamespace: o.rootNamespace, ClusterDomain: o.clusterDomain, TrustDomain: o.trustDomain})
+	discovery := xds.NewServer(xds.Config{Verifier: verifier, Authority: authority, TrustDomain: o.trustDomain, TTL: o.svidTTL, Log: log})
+	injector, err := webhook.New(webhook.Config{
+		Namespace: func(name string) (map[string]string, bool) {
+			if ns := store.Snapshot().Namespace(name); ns != nil {
+				return ns.Labels, true
+			}
+			return nil, false
+		},
+		Options: o.injection(),
+		Mesh:    func() *meshconfig.MeshConfig { return store.Snapshot().Mesh() },
+		Log:     log,
+	})
+	if err != nil {
+		return fmt.Errorf("injection: %w", err)
+	}
+	feed := &feed{paths: o.config, store: store, server: discovery, log: log}
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(discovery.Collectors()...)
+	registry.MustRegister(injector.Collectors()...)
+	registry.MustRegister(feed.collectors()...)
+	monitoring := monitoring{server: discovery, registry: registry, feed: feed, rootNamespace: o.rootNamespace}
+
+	serving := &tls.Config{
+		GetCertificate: identity.NewServing(authority, o.names()...).Certificate,
+		MinVersion:     tls.VersionTLS12,
+	}
+	group.Go(func() error { return authority.Run(ctx, log) })
+	group.Go(func() error { return feed.run(ctx) })
+	group.Go(func() error { return discovery.Serve(ctx, ports.xds, serving) })
+	if ports.plaintext != nil {
+		group.Go(func() error { return discovery.Serve(ctx, ports.plaintext, nil) })
+	}
+	group.Go(func() error { return serveHTTP(ctx, tls.NewListener(ports.webhook, webTLS(serving)), injector) })
+	group.Go(func() error { return serveHTTP(ctx, ports.monitoring, monitoring.handler()) })
+	log.Info("weftd serves", "xds", ports.xds.Addr(), "webhook", ports.webhook.Addr(), "monitoring", ports.monitoring.Addr(),
+		"trustDomain", o.trustDomain, "after", time.Since(began).Round(time.Millisecond))
+	err = group.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	log.Info("weftd stops", "error", err)
+	return err
+}
+
+func (o *options) validate() error {
+	switch {
+	case len(o.config) == 0:
+		return errors.New("--config is missing: name a file or directory with the cluster's objects")
+	case o.caDir == "":
+		return errors.New("--ca-dir is missing: name the directory of the certificate authority")
+	case o.jwks == "":
+		return errors.New("--jwks is missing: name the file or URL of the token issuer's public keys (in a cluster: https://kubernetes.default.svc/openid/v1/jwks)")
+	case o.tokenIssuer == "":
+		return errors.New("--token-issuer is missing: name the issuer of service account tokens (in a cluster: kubectl get --raw /.well-known/openid-configuration)")
+	case o.tokenAudience == "":
+		return errors.New("--token-audience must not be empty: any token of the cluster would do then")
+	case o.svidTTL < time.Second:
+		return fmt.Errorf("--svid-ttl %s: want at least 1s", o.svidTTL)
+	}
+	for _, path := range o.config {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("--config: %w", err)
+		}
+	}
+	if err := identity.ValidateTrustDomain(o.trustDomain); err != nil {
+		return fmt.Errorf("--trust-domain: %w", err)
+	}
+	return nil
+}
+
+func (o *options) verifier(ctx context.Context, log *slog.Logger) (*identity.Verifier, error) {
+	keys, err := identity.OpenKeys(ctx, o.jwks, identity.KeyOptions{CAFile: o.jwksCA, TokenFile: o.jwksToken}, log)
+	if err != nil {
+		return nil, fmt.Errorf("--jwks: %w", err)
+	}
+	return &identity.Verifier{Keys: keys, Issuer: o.tokenIssuer, Audience: o.tokenAudience}, nil
+}
+
+// names are those that proxies and the API server call this control plane by.
+func (o *options) names() []string {
+	var names []string
+	for _, service := range []string{"istiod", "istiod-" + o.revision} {
+		names = append(names, service+"."+o.rootNamespace+".svc", service+"."+o.rootNamespace+".svc."+o.clusterDomain, service+"."+o.rootNamespace, service)
+	}
+	return append(append(names, "localhost", "127.0.0.1", "::1"), o.servingNames...)
+}
+
+func (o *options) injection() webhook.Options {
+	return webhook.Options{
+		Revision:         o.revision,
+		ProxyImage:       o.proxyImage,
+		TrustDomain:      o.trustDomain,
+		ClusterDomain:    o.clusterDomain,
+		RootNamespace:    o.rootNamespace,
+		DiscoveryAddress: o.discoveryAddress,
+	}
+}
+
+// ports are the open listeners; plaintext may be nil.
+type ports struct{ xds, plaintext, webhook, monitoring net.Listener }
+
+func (o *options) listen() (ports, error) {
+	var p ports
+	for _, l := range []struct {
+		flag, address string
+		into          *net.Listener
+	}{
+		{"--xds-address", o.xdsAddress, &p.xds},
+		{"--plaintext-xds-address", o.plaintextAddress, &p.plaintext},
+		{"--webhook-address", o.webhookAddress, &p.webhook},
+		{"--monitoring-address", o.monitoringAddress, &p.monitoring},
+	} {
+		if l.address == "" && l.into == &p.plaintext {
+			continue
+		}
+		listener, err := net.Listen("tcp", l.address)
+		if err != nil {
+			p.close()
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return ports{}, fmt.Errorf("%s %s is taken by another process; stop it, or choose another address", l.flag, l.address)
+			}
+			return ports{}, fmt.Errorf("%s: %w", l.flag, err)
+		}
+		*l.into = listener
+	}
+	return p, nil
+}
+
+func (p *ports) close() {
+	for _, l := range []net.Listener{p.xds, p.plaintext, p.webhook, p.monitoring} {
+		if l != nil {
+			l.Close() // a second time for those that were served: harmless
+		}
+	}
+}
+
+func webTLS(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	c.NextProtos = []string{"h2", "http/1.1"}
+	return c
+}
+
+// serveHTTP serves until ctx ends, then lets requests in progress finish.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if s.Shutdown(grace) != nil {
+			s.Close()
+		}
+	}()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	<-stopped
+	return nil
+}
