@@ -110,7 +110,7 @@ func (a attachment) shared(conf Conf) bool {
 			continue
 		}
 		for _, o := range others {
-			if o.NetNS == a.NetNS && !(n.Name() == conf.Name && o.Container == a.Container && o.Interface == a.Interface) {
+			if o.Inode == a.Inode && !(n.Name() == conf.Name && o.Container == a.Container && o.Interface == a.Interface) {
 				return true
 			}
 		}
