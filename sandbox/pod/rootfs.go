@@ -1,0 +1,190 @@
+package pod
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/weft-mesh/weft/sandbox/pod/inside"
+)
+
+// hostDirs are what programs of the host need of the host. On a merged-/usr system most are links, which stay links.
+var hostDirs = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix"}
+
+// hostFiles are what programs expect in /etc beyond the files that are made for each pod.
+var hostFiles = []string{
+	"/etc/alternatives", "/etc/ca-certificates", "/etc/ca-certificates.conf", "/etc/ld.so.cache", "/etc/ld.so.conf",
+	"/etc/ld.so.conf.d", "/etc/localtime", "/etc/mime.types", "/etc/pki", "/etc/protocols", "/etc/services", "/etc/ssl",
+}
+
+// prepare translates the container into what package inside does. Errors are of type *configError: nothing has run.
+func (c *container) prepare() (inside.Spec, error) {
+	w := c.w
+	program, err := w.r.program(c.spec.Image)
+	if err != nil {
+		return inside.Spec{}, err
+	}
+	env, err := c.environment()
+	if err != nil {
+		return inside.Spec{}, err
+	}
+	w.mu.Lock()
+	s := w.sandbox
+	w.mu.Unlock()
+	if s == nil {
+		return inside.Spec{}, &configError{"ContainerCreating", errors.New("the pod is stopping")}
+	}
+	spec := inside.Spec{Mode: inside.Run, Namespaces: s.spaces(), Dir: c.spec.WorkingDir}
+	if err := c.identify(&spec); err != nil {
+		return inside.Spec{}, err
+	}
+	home := "/"
+	if spec.UID == 0 {
+		home = "/root"
+	}
+	spec.Env = env.list(w.hostname(), home)
+	spec.Argv = []string{program}
+	if len(c.spec.Command) > 0 {
+		spec.Argv = expandAll(c.spec.Command, env)
+		// In the image the program has its usual place, which a command may name.
+		if path.Base(spec.Argv[0]) == path.Base(program) {
+			spec.Argv[0] = program
+		}
+	}
+	spec.Argv = append(spec.Argv, expandAll(c.spec.Args, env)...)
+	spec.Root, err = c.root(program, env)
+	return spec, err
+}
+
+func expandAll(list []string, env environment) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = expand(s, env.lookup)
+	}
+	return out
+}
+
+// root describes the container's file system.
+func (c *container) root(program string, env environment) (inside.Root, error) {
+	w := c.w
+	privileged := c.spec.SecurityContext != nil && isTrue(c.spec.SecurityContext.Privileged)
+	root := inside.Root{
+		Point:    w.dir("roots", c.spec.Name),
+		ReadOnly: c.spec.SecurityContext != nil && isTrue(c.spec.SecurityContext.ReadOnlyRootFilesystem),
+		Bare:     privileged,
+		Dirs: []inside.Dir{
+			{Path: "/etc", Mode: 0o755}, {Path: "/home", Mode: 0o755}, {Path: "/root", Mode: 0o700}, {Path: "/run", Mode: 0o755},
+			{Path: "/tmp", Mode: 0o1777}, {Path: "/var/tmp", Mode: 0o1777}, {Path: "/var/log", Mode: 0o755}, {Path: "/var/lib", Mode: 0o755},
+		},
+		Links: [][2]string{{"../run", "/var/run"}},
+	}
+	if err := os.MkdirAll(root.Point, 0o700); err != nil {
+		return root, &configError{"CreateContainerError", err}
+	}
+	var links []string
+	for _, dir := range hostDirs {
+		if target, err := os.Readlink(dir); err == nil {
+			root.Links = append(root.Links, [2]string{target, dir})
+			links = append(links, dir)
+			continue
+		}
+		root.Mounts = append(root.Mounts, inside.Mount{Source: dir, Target: dir, ReadOnly: true, NoSUID: true, Recursive: dir == "/nix", Optional: true})
+	}
+	for _, file := range hostFiles {
+		root.Mounts = append(root.Mounts, inside.Mount{Source: file, Target: file, ReadOnly: true, NoSUID: true, Optional: true})
+	}
+	for _, name := range etcFiles {
+		// kubelet mounts these writable unless the root is read-only.
+		root.Mounts = append(root.Mounts, inside.Mount{Source: w.dir("etc", name), Target: "/etc/" + name, ReadOnly: root.ReadOnly})
+	}
+	if !covered(program, links) {
+		root.Mounts = append(root.Mounts, inside.Mount{Source: program, Target: program, ReadOnly: true, NoSUID: true})
+	}
+	message := c.spec.TerminationMessagePath
+	if message == "" {
+		message = "/dev/termination-log"
+	}
+	root.Mounts = append(root.Mounts, inside.Mount{Source: w.dir("termination", c.spec.Name), Target: message})
+	mounts, err := c.volumeMounts(env)
+	root.Mounts = append(root.Mounts, mounts...)
+	return root, err
+}
+
+// covered says whether a program is visible through hostDirs.
+func covered(program string, links []string) bool {
+	for _, dir := range append([]string{"/usr", "/bin", "/sbin", "/lib", "/lib64"}, links...) {
+		if strings.HasPrefix(program, dir+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// program finds the program that an image is mapped to.
+func (r *Runner) program(image string) (string, error) {
+	found, ok := mapped(r.cfg.Images, image)
+	if !ok {
+		return "", &configError{"ImageNotMapped", fmt.Errorf("image %q is not mapped to a program of this host: map it with --image %s=/path/of/program", image, untagged(image))}
+	}
+	if !isProgram(found) {
+		return "", &configError{"ImageNotMapped", fmt.Errorf("image %q is mapped to %s, which is not an executable file: build it, or map another with --image %s=/path/of/program", image, found, untagged(image))}
+	}
+	// A link would dangle in the container.
+	resolved, err := filepath.EvalSymlinks(found)
+	if err != nil {
+		return "", &configError{"ImageNotMapped", err}
+	}
+	return resolved, nil
+}
+
+// mapped follows the precedence that Config.Images states.
+func mapped(images map[string]string, image string) (program string, ok bool) {
+	full := canonical(image)
+	best := -1
+	for key, value := range images {
+		var score int
+		prefix, wild := strings.CutSuffix(key, "*")
+		switch name := canonical(prefix); {
+		case wild && strings.HasPrefix(full, name):
+			score = len(name)
+		case wild:
+			continue
+		case name == full:
+			score = 1 << 21
+		case name == untagged(full):
+			score = 1 << 20
+		default:
+			continue
+		}
+		if score > best {
+			best, program = score, value
+		}
+	}
+	return program, best >= 0
+}
+
+// canonical adds Docker's defaults: docker.io/ and library/.
+func canonical(image string) string {
+	domain, rest, ok := strings.Cut(image, "/")
+	if !ok {
+		return "docker.io/library/" + image
+	}
+	if domain == "localhost" || strings.ContainsAny(domain, ".:") {
+		if domain == "docker.io" && !strings.Contains(rest, "/") {
+			return "docker.io/library/" + rest
+		}
+		return image
+	}
+	return "docker.io/" + image
+}
+
+// untagged is an image reference without tag and digest.
+func untagged(image string) string {
+	image, _, _ = strings.Cut(image, "@")
+	dir, name := path.Split(image)
+	name, _, _ = strings.Cut(name, ":")
+	return dir + name
+}
