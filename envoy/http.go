@@ -6,7 +6,6 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	cors "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	fault "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
-	grpcstats "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	uuid "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
@@ -60,12 +59,6 @@ func routeInline(rc *route.RouteConfiguration) *hcm.HttpConnectionManager_RouteC
 // on routes that carry no configuration for them.
 func clientHTTPFilters() []*hcm.HttpFilter {
 	return []*hcm.HttpFilter{
-		httpFilter("envoy.filters.http.grpc_stats", &grpcstats.FilterConfig{
-			EmitFilterState: true,
-			PerMethodStatSpecifier: &grpcstats.FilterConfig_StatsForAllMethods{
-				StatsForAllMethods: no(),
-			},
-		}),
 		httpFilter(faultName, &fault.HTTPFault{}),
 		httpFilter(corsName, &cors.Cors{}),
 		httpRouter(),
