@@ -97,7 +97,9 @@ func IsManifest(name string) bool {
 
 // IsHidden reports whether a directory is passed over: "..data" and its like belong to Kubernetes'
 // volumes, whose visible files are links into them.
-func IsHidden(dir string) bool { return strings.HasPrefix(filepath.Base(dir), ".") && len(filepath.Base(dir)) > 1 }
+func IsHidden(dir string) bool {
+	return strings.HasPrefix(filepath.Base(dir), ".") && len(filepath.Base(dir)) > 1
+}
 
 // Files lists the manifests that a path stands for, sorted: itself, or those in the directory and below.
 // Links are followed; a link that leads back to a directory above it is not.

@@ -175,9 +175,9 @@ func unknownField(name string, known []string) string {
 
 // replacedFields are old names that still go around in examples, and today's.
 var replacedFields = map[string]string{
-	"percent":          "percentage",
-	"mirror_percent":   "mirrorPercentage",
-	"mtlsMode":         "mtls",
+	"percent":        "percentage",
+	"mirror_percent": "mirrorPercentage",
+	"mtlsMode":       "mtls",
 }
 
 var notOneOf = regexp.MustCompile(`supported values: `)
