@@ -8,10 +8,8 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	httpinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	originalsrc "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_src/v3"
-	tlsinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/weft-mesh/weft/mesh"
@@ -168,12 +166,12 @@ func (c inboundContext) inboundListener(ports []inboundPort) *listener.Listener 
 		},
 	}
 	if tlsPorts.any() {
-		f := listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}, nil)
+		f := inspectTLS()
 		f.FilterDisabled = tlsPorts.disabled()
 		l.ListenerFilters = append(l.ListenerFilters, f)
 	}
 	if httpPorts.any() {
-		f := listenerFilter("envoy.filters.listener.http_inspector", &httpinspector.HttpInspector{}, nil)
+		f := inspectHTTP()
 		f.FilterDisabled = httpPorts.disabled()
 		l.ListenerFilters = append(l.ListenerFilters, f)
 	}
@@ -183,7 +181,7 @@ func (c inboundContext) inboundListener(ports []inboundPort) *listener.Listener 
 			&originalsrc.OriginalSrc{Mark: tproxyMark}, nil))
 	}
 	if !patient {
-		l.ListenerFiltersTimeout = durationpb.New(inboundSniffTimeout(c.mesh))
+		l.ListenerFiltersTimeout = durationpb.New(sniffPatience(c.mesh))
 		l.ContinueOnListenerFiltersTimeout = true
 	}
 	return l

@@ -2,7 +2,6 @@ package envoy
 
 import (
 	"strconv"
-	"time"
 
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -106,14 +105,6 @@ func normalizePaths(out *hcm.HttpConnectionManager, m *meshconfig.MeshConfig) {
 		out.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_FORWARD
 	default: // BASE
 	}
-}
-
-// inboundSniffTimeout is MeshConfig.protocolDetectionTimeout when it is set, else sniffTimeout.
-func inboundSniffTimeout(m *meshconfig.MeshConfig) time.Duration {
-	if d := m.GetProtocolDetectionTimeout().AsDuration(); d > 0 {
-		return d
-	}
-	return sniffTimeout
 }
 
 // blackholeChain closes connections that were opened to a capture port itself instead of being redirected to it: passed on, they would

@@ -258,8 +258,10 @@ func (l *lab) request(address string, config *tls.Config, h2 bool) string {
 	var transport http.RoundTripper = &http.Transport{DialContext: dial, DisableKeepAlives: true}
 	if h2 {
 		transport = &http2.Transport{
-			AllowHTTP:      true,
-			DialTLSContext: func(ctx context.Context, network, a string, _ *tls.Config) (net.Conn, error) { return dial(ctx, network, a) },
+			AllowHTTP: true,
+			DialTLSContext: func(ctx context.Context, network, a string, _ *tls.Config) (net.Conn, error) {
+				return dial(ctx, network, a)
+			},
 		}
 	}
 	client := &http.Client{Timeout: 5 * time.Second, Transport: transport}

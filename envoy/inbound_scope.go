@@ -20,7 +20,7 @@ func (w *World) workloadSet(p Proxy) *Set {
 		families:    familiesOf(p.addresses()),
 		transparent: workload.Annotations[interceptionMode] == "TPROXY",
 	}
-	name := workloadScopeName(workload, c)
+	name := workloadScopeName("workload", workload, c)
 	return w.scope(name, client{namespace: workload.Namespace}, func(v *view, old *scope) (*Set, any) {
 		c.mesh = v.mesh()
 		return newSet(name, v.snap.Version(), old.set, c.resources(v.inboundPorts(workload))), nil
@@ -96,7 +96,7 @@ func (p Proxy) workload() *mesh.Workload {
 }
 
 // workloadScopeName names all that decides on which ports a workload has and which policies apply to it, besides the snapshot.
-func workloadScopeName(w *mesh.Workload, c inboundContext) string {
+func workloadScopeName(kind string, w *mesh.Workload, c inboundContext) string {
 	h := xxhash.New()
 	for _, k := range slices.Sorted(maps.Keys(w.Labels)) {
 		fmt.Fprintf(h, "%q=%q\n", k, w.Labels[k])
@@ -118,7 +118,7 @@ func workloadScopeName(w *mesh.Workload, c inboundContext) string {
 	if c.transparent {
 		families += "-tproxy"
 	}
-	return fmt.Sprintf("workload/%s/%s@%s/%s/%08x", w.Namespace, owner, w.ServiceAccount, families, uint32(h.Sum64()))
+	return fmt.Sprintf("%s/%s/%s@%s/%s/%08x", kind, w.Namespace, owner, w.ServiceAccount, families, uint32(h.Sum64()))
 }
 
 func (p inboundPort) equal(q inboundPort) bool {
