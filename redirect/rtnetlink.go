@@ -141,13 +141,7 @@ func attribute(b []byte, kind uint16) string {
 	return ""
 }
 
-func dialRoute() (*netlink.Conn, error) {
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
-	if err != nil {
-		return nil, fmt.Errorf("open a routing socket: %w", err)
-	}
-	return c, nil
-}
+func dialRoute() (*nlSocket, error) { return dialNetlink(unix.NETLINK_ROUTE) }
 
 // addRoutes makes what is wanted, and removes what is there but not wanted.
 func addRoutes(wanted []route) error {
@@ -174,7 +168,7 @@ func addRoutes(wanted []route) error {
 	return removeRoutes(c, stale)
 }
 
-func removeRoutes(c *netlink.Conn, list []route) error {
+func removeRoutes(c *nlSocket, list []route) error {
 	var errs []error
 	for _, r := range list {
 		_, err := c.Execute(r.remove)
@@ -189,7 +183,7 @@ func removeRoutes(c *netlink.Conn, list []route) error {
 }
 
 // noIPv6 says that an error is no loss, because this namespace has no IPv6 address besides lo's own, so no IPv6 traffic to capture.
-func noIPv6(c *netlink.Conn, err error) bool {
+func noIPv6(c *nlSocket, err error) bool {
 	if err != nil && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.ENODEV) {
 		return false
 	}
