@@ -22,7 +22,11 @@ func (v *Values) lookup(r reference) (any, error) {
 	if r.from == "" {
 		x := v.Named[r.name]
 		if lazy, ok := x.(func() (any, error)); ok {
-			return lazy()
+			x, err := lazy()
+			if err != nil {
+				err = valueError{err}
+			}
+			return x, err
 		}
 		return x, nil
 	}
@@ -35,6 +39,9 @@ func (v *Values) lookup(r reference) (any, error) {
 	}
 	return nil, nil
 }
+
+// valueError is a value's own, which says everything.
+type valueError struct{ error }
 
 // reference is the inside of ${...}.
 type reference struct {

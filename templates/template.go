@@ -54,6 +54,9 @@ func Parse(name string, text []byte, known func(value string) bool) (*Template, 
 func (t *Template) Build(v *Values) (*corev1.Pod, error) {
 	pod := new(corev1.Pod)
 	if _, err := t.root(v, reflect.ValueOf(pod).Elem()); err != nil {
+		if v := new(valueError); errors.As(err, v) {
+			return nil, v.error // the template is not to blame
+		}
 		return nil, fmt.Errorf("template %s: %w", t.name, err)
 	}
 	return pod, nil

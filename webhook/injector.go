@@ -79,7 +79,11 @@ func (in *Injector) templateNames() string {
 // result again gives the same pod, also when other webhooks have changed it in between. Errors are for the pod's author: they
 // name the annotation, container or field, its value, and the remedy; several are reported together.
 func (in *Injector) Inject(pod *corev1.Pod, namespace string, mesh *meshconfig.MeshConfig) (*corev1.Pod, []string, error) {
-	j := &injection{in: in, pod: pod.DeepCopy(), namespace: namespace, mesh: mesh, owner: ownerOf(pod)}
+	return in.injectAs(pod, namespace, mesh, ownerOf(pod))
+}
+
+func (in *Injector) injectAs(pod *corev1.Pod, namespace string, mesh *meshconfig.MeshConfig, o owner) (*corev1.Pod, []string, error) {
+	j := &injection{in: in, pod: pod.DeepCopy(), namespace: namespace, mesh: mesh, owner: o}
 	before, again, err := readStatus(j.pod)
 	if err != nil {
 		return nil, nil, err
@@ -96,9 +100,6 @@ func (in *Injector) Inject(pod *corev1.Pod, namespace string, mesh *meshconfig.M
 	pc, warnings, err := proxyConfig(mesh.GetDefaultConfig(), j.pod.Annotations)
 	if err != nil {
 		return nil, nil, err
-	}
-	if pc == nil {
-		pc = new(meshconfig.ProxyConfig)
 	}
 	j.pc = pc
 	j.warnings = append(j.warnings, warnings...)

@@ -36,10 +36,11 @@ type probeSite struct {
 }
 
 // probeSites lists every HTTP, TCP and gRPC probe and HTTP hook of the pod's own containers that is aimed at the pod.
-func probeSites(pod *corev1.Pod) []probeSite {
+// skip names containers that are not the user's.
+func probeSites(pod *corev1.Pod, skip func(container string) bool) []probeSite {
 	var sites []probeSite
 	visit := func(c *corev1.Container) {
-		if c.Name == ProxyName {
+		if skip(c.Name) {
 			return
 		}
 		for _, p := range []struct {

@@ -33,6 +33,9 @@ var uselessProxyConfig = []protoreflect.Name{
 // annotation replaces the mesh's, and proxyMetadata and runtimeValues are merged by key. Neither input is changed; without an
 // annotation the mesh's own message is returned.
 func proxyConfig(mesh *meshconfig.ProxyConfig, annotations map[string]string) (*meshconfig.ProxyConfig, []string, error) {
+	if mesh == nil {
+		mesh = new(meshconfig.ProxyConfig)
+	}
 	text, ok := annotations[annProxyConfig]
 	if !ok {
 		return mesh, nil, nil

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -94,7 +95,7 @@ func (j *injection) values() (*templates.Values, error) {
 	named := map[string]any{
 		"mesh.revision":              in.o.Revision,
 		"mesh.network":               none(in.o.Network),
-		"pod.tlsMode":                cmp.Or(j.pod.Labels["security.istio.io/tlsMode"], "istio"),
+		"pod.tlsMode":                cmp.Or(j.pod.Labels[labelTLSMode], "istio"),
 		"pod.firstContainer":         none(j.firstContainer()),
 		"workload.name":              j.owner.Name,
 		"workload.canonicalName":     none(labelValue(j.canonical[0])),
@@ -219,7 +220,7 @@ func (j *injection) capture() error {
 	if spec.Mode == redirect.None || j.user.keepProbes {
 		return nil
 	}
-	j.sites = probeSites(j.pod)
+	j.sites = probeSites(j.pod, j.added)
 	earlier := map[string]prober(nil)
 	if j.before != nil {
 		if earlier, err = decodeProbers(envValue(findProxy(j.pod), envAppProbers)); err != nil {
@@ -300,12 +301,19 @@ func (j *injection) build(kind bootstrap.Kind, probes []bootstrap.Probe) (any, e
 		add("APP_CONTAINERS", j.appContainers())
 		add("INTERCEPTION_MODE", string(j.spec.Mode))
 	}
-	labels, err := json.Marshal(j.pod.Labels)
-	if err != nil {
-		return nil, err
-	}
-	if len(j.pod.Labels) > 0 {
-		p.Metadata = append(p.Metadata, bootstrap.Field{Name: "LABELS", JSON: string(labels)})
+	if j.hasOwnLabels() {
+		labels := make(map[string]string, len(j.pod.Labels))
+		for k, v := range j.pod.Labels {
+			// Those that the templates add would be missing the first time and there the second.
+			if !templateLabels[k] {
+				labels[k] = v
+			}
+		}
+		text, err := json.Marshal(labels)
+		if err != nil {
+			return nil, err
+		}
+		p.Metadata = append(p.Metadata, bootstrap.Field{Name: "LABELS", JSON: string(text)})
 	}
 	seen := map[string]bool{}
 	for _, f := range p.Metadata {
@@ -325,10 +333,29 @@ func (j *injection) build(kind bootstrap.Kind, probes []bootstrap.Probe) (any, e
 	return j.bootstrap.Build(p)
 }
 
+// added: the container is the proxy, or came from a template in an earlier call. The first call did not see it.
+func (j *injection) added(container string) bool {
+	return container == ProxyName || j.before != nil &&
+		(slices.Contains(j.before.Containers, container) || slices.Contains(j.before.InitContainers, container))
+}
+
+func (j *injection) hasOwnLabels() bool {
+	for k := range j.pod.Labels {
+		if !templateLabels[k] {
+			return true
+		}
+	}
+	return false
+}
+
+var templateLabels = map[string]bool{
+	labelTLSMode: true, labelCanonicalName: true, labelCanonicalRevision: true, labelNetwork: true,
+}
+
 func (j *injection) appContainers() string {
 	var names []string
 	for _, c := range j.pod.Spec.Containers {
-		if c.Name != ProxyName {
+		if !j.added(c.Name) {
 			names = append(names, c.Name)
 		}
 	}

@@ -9,6 +9,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// Labels that the built-in templates write.
+const (
+	labelTLSMode           = "security.istio.io/tlsMode"
+	labelCanonicalName     = "service.istio.io/canonical-name"
+	labelCanonicalRevision = "service.istio.io/canonical-revision"
+	labelNetwork           = "topology.istio.io/network"
+)
+
 // owner is the object that a person thinks of when they see the pod: the Deployment behind a ReplicaSet, the CronJob behind a
 // Job. It is guessed from the pod alone, as Istio does, so that injection needs no look-up.
 type owner struct {
@@ -59,7 +67,7 @@ func (o owner) uid(namespace string) string {
 // canonical gives the service name and revision under which telemetry groups the workload (Istio: canonical service labels).
 func canonical(pod *corev1.Pod, o owner) (name, revision string) {
 	l := pod.Labels
-	name = cmp.Or(l["service.istio.io/canonical-name"], l["app.kubernetes.io/name"], l["app"], o.Name)
-	revision = cmp.Or(l["service.istio.io/canonical-revision"], l["app.kubernetes.io/version"], l["version"], "latest")
+	name = cmp.Or(l[labelCanonicalName], l["app.kubernetes.io/name"], l["app"], o.Name)
+	revision = cmp.Or(l[labelCanonicalRevision], l["app.kubernetes.io/version"], l["version"], "latest")
 	return name, revision
 }

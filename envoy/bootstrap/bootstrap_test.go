@@ -40,6 +40,7 @@ func cases() map[string]struct {
 			{Path: "/app-health/db/readyz", Handler: TCP, Port: 5432, Timeout: time.Second},
 			{Path: "/app-health/rpc/readyz", Handler: GRPC, Port: 9000, Target: "my.Service", Timeout: 2 * time.Second},
 		}}},
+		"metrics": {Params: Params{Kind: Sidecar, App: "app", AppMetrics: &AppMetrics{Port: 9102, Path: `/metrics?a="b"&c=\n$(POD_IP)`}}},
 		"settings": {
 			Settings: Settings{
 				DiscoveryAddress: "10.0.0.1:15012", DiscoverySAN: "istiod-canary.istio-system.svc", ClusterDomain: "example.org",

@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,7 @@ type probeFragments struct {
 	route                         fragment
 	filter                        fragment
 	http, https, tcpCheck, gCheck fragment
+	lua, merged                   fragment
 }
 
 // Markers. Numbers and durations are values that nobody writes.
@@ -62,7 +64,7 @@ func compileProbes() (probeFragments, error) {
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "@name@"},
 			Timeout:          marked,
 			RegexRewrite: &matcherv3.RegexMatchAndSubstitute{
-				Pattern:      &matcherv3.RegexMatcher{Regex: ".*"},
+				Pattern:      &matcherv3.RegexMatcher{Regex: "^.*$"},
 				Substitution: "@target@",
 			},
 		}},
@@ -142,6 +144,11 @@ func compileProbes() (probeFragments, error) {
 	grpc.HealthChecks = []*corev3.HealthCheck{hc}
 	c, e = compile(grpc, markName, markPort, markTimeout, markTarget)
 	take(&f.gCheck, c, e)
+
+	c, e = mergeFilter()
+	take(&f.lua, c, e)
+	c, e = mergeRoute()
+	take(&f.merged, c, e)
 	return f, err
 }
 
@@ -151,12 +158,18 @@ func protocol(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
 
 // build gives the probes' HTTP filters and routes, each followed by a comma, and their clusters, each preceded by one.
 // HTTP probes of one port share a cluster.
-func (f *probeFragments) build(probes []Probe, _ *AppMetrics) (filters, routes, clusters []byte, err error) {
-	if len(probes) == 0 {
-		return nil, nil, nil, nil
+func (f *probeFragments) build(probes []Probe, metrics *AppMetrics) (filters, routes, clusters []byte, err error) {
+	if metrics != nil {
+		filters = append(f.lua.fill(filters), ',')
+		routes = append(f.merged.fill(routes, luaString(metrics.Path)), ',')
+		port := strconv.AppendUint(nil, uint64(metrics.Port), 10)
+		clusters = f.http.fill(append(clusters, ','), quote(nil, appMetricsCluster), port)
 	}
-	routes = make([]byte, 0, len(probes)*300)
-	clusters = make([]byte, 0, len(probes)*700)
+	if len(probes) == 0 {
+		return filters, routes, clusters, nil
+	}
+	routes = slices.Grow(routes, len(probes)*300)
+	clusters = slices.Grow(clusters, len(probes)*700)
 	seen := make(map[string]bool, 2*len(probes))
 	var name, path, port, timeout []byte
 	for _, p := range probes {
