@@ -221,7 +221,7 @@ func static(t *testing.T, sets []*Set) *bootstrap.Bootstrap {
 	routes := map[string]*route.RouteConfiguration{}
 	endpoints := map[string]*endpoint.ClusterLoadAssignment{}
 	b := &bootstrap.Bootstrap{
-		Node: &core.Node{Id: "sidecar~10.244.0.5~sleep.default~default.svc.cluster.local", Cluster: "sleep.default"},
+		Node:            &core.Node{Id: "sidecar~10.244.0.5~sleep.default~default.svc.cluster.local", Cluster: "sleep.default"},
 		StaticResources: &bootstrap.Bootstrap_StaticResources{},
 	}
 	var listeners []*listener.Listener
@@ -247,8 +247,7 @@ func static(t *testing.T, sets []*Set) *bootstrap.Bootstrap {
 				t.Errorf("%s: %v", r.Name, err)
 			}
 			listeners = append(listeners, m)
-		case *tls.Secret:
-			b.StaticResources.Secrets = append(b.StaticResources.Secrets, m)
+		case *tls.Secret: // the files it names are in the gateway's pod; replaced below
 		}
 	}
 	for _, c := range b.StaticResources.Clusters {
@@ -346,7 +345,7 @@ func testCertificate(t *testing.T) *tls.TlsCertificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"test"}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)

@@ -32,11 +32,18 @@ func snapshotOf(t *testing.T, documents string) *mesh.Snapshot {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if string(json) == "null" { // only comments
+			continue
+		}
 		o, _, err := decoder.Decode(json, nil, nil)
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, doc)
 		}
 		store.Apply(mesh.Object{Object: o})
 	}
-	return store.Snapshot()
+	s := store.Snapshot()
+	for _, p := range s.Problems() {
+		t.Logf("%v", p)
+	}
+	return s
 }
