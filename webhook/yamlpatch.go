@@ -36,6 +36,9 @@ func patchNode(root *yaml.Node, patch []byte) error {
 			value, err = jsonNode(op.Value)
 		}
 		if err == nil {
+			if op.Op == "add" {
+				unfold(root, op.Path)
+			}
 			err = putNode(root, op.Path, value, op.Op == "replace")
 		}
 		if err != nil {
@@ -57,7 +60,7 @@ func jsonNode(text []byte) (*yaml.Node, error) {
 }
 
 // plainText needs no quotes in any version of YAML, unless it is one of the old words for true and false.
-var plainText = regexp.MustCompile(`^[A-Za-z/-][A-Za-z0-9/._-]*([:@][A-Za-z0-9/._-]+)*$`)
+var plainText = regexp.MustCompile(`^[A-Za-z/-][A-Za-z0-9/._-]*([:@][A-Za-z0-9/._-]+)*$|^[0-9]+([KMGT]i|m)$`)
 
 var oldBool = map[string]bool{"y": true, "n": true, "yes": true, "no": true, "on": true, "off": true, "true": true, "false": true, "null": true, "-": true}
 
@@ -104,6 +107,24 @@ func parentOf(root *yaml.Node, pointer string) (*yaml.Node, string, error) {
 	return n, "", nil
 }
 
+// unfold writes in block style what stands in braces on the way to a place where something is added: it gets too long for
+// one line.
+func unfold(root *yaml.Node, pointer string) {
+	n := root
+	for t := range strings.SplitSeq(strings.TrimPrefix(pointer, "/"), "/") {
+		n.Style &^= yaml.FlowStyle
+		if n.Kind == yaml.SequenceNode {
+			i, err := strconv.Atoi(t)
+			if err != nil || i >= len(n.Content) {
+				return
+			}
+			n = n.Content[i]
+		} else if n = member(n, strings.ReplaceAll(strings.ReplaceAll(t, "~1", "/"), "~0", "~")); n == nil {
+			return
+		}
+	}
+}
+
 func putNode(root *yaml.Node, pointer string, value *yaml.Node, replace bool) error {
 	parent, key, err := parentOf(root, pointer)
 	if err != nil {
@@ -117,9 +138,6 @@ func putNode(root *yaml.Node, pointer string, value *yaml.Node, replace bool) er
 			return nil
 		}
 		parent.Content = append(parent.Content, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: key}, value)
-		if len(parent.Content) == 2 {
-			parent.Style &^= yaml.FlowStyle
-		}
 		return nil
 	case yaml.SequenceNode:
 		i, err := strconv.Atoi(key)
@@ -129,9 +147,6 @@ func putNode(root *yaml.Node, pointer string, value *yaml.Node, replace bool) er
 		if replace {
 			parent.Content[i] = value
 			return nil
-		}
-		if len(parent.Content) == 0 {
-			parent.Style &^= yaml.FlowStyle
 		}
 		parent.Content = slices.Insert(parent.Content, i, value)
 		return nil
