@@ -38,6 +38,6 @@ func newWeft() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand()
+	cmd.AddCommand(newKubeInject(), newCheckInject())
 	return cmd
 }
