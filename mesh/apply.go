@@ -196,6 +196,11 @@ func (s *Store) setSpec(key Key, meta Meta, spec proto.Message) {
 		setConfig(s, key, p.gateways, s.current.gatewayTable, name, &Gateway{Meta: meta, Spec: spec})
 	case *security.PeerAuthentication:
 		setConfig(s, key, p.peerAuthentications, s.current.peerAuthenticationTable, name, &PeerAuthentication{Meta: meta, Spec: spec})
+	case *networking.ServiceEntry:
+		setConfig(s, key, p.configs, s.current.configs, key.Kind+"/"+name, &Config{Meta: meta, Spec: spec})
+		services, problems := servicesOfEntry(spec, meta, s.opts.ClusterDomain)
+		s.setServices(key, services)
+		s.report(key, problems)
 	default:
 		setConfig(s, key, p.configs, s.current.configs, key.Kind+"/"+name, &Config{Meta: meta, Spec: spec})
 	}
@@ -245,7 +250,7 @@ func (m *Meta) equal(o *Meta) bool {
 func (s *Service) equal(o *Service) bool {
 	return s.Meta.equal(&o.Meta) && s.id == o.id && s.Host == o.Host && s.Resolution == o.Resolution && s.ExternalName == o.ExternalName &&
 		s.External == o.External && slices.Equal(s.Addresses, o.Addresses) && slices.Equal(s.Ports, o.Ports) &&
-		maps.Equal(s.Selector, o.Selector) && slices.Equal(s.ExportTo, o.ExportTo)
+		maps.Equal(s.Selector, o.Selector) && slices.Equal(s.ExportTo, o.ExportTo) && sameEntry(s.entry, o.entry)
 }
 
 func (w *Workload) equal(o *Workload) bool {
@@ -257,8 +262,16 @@ func (w *Workload) equal(o *Workload) bool {
 // setServices replaces the services that one object stands for.
 func (s *Store) setServices(key Key, services []*Service) {
 	old := s.serviceIDs[key]
+	for _, id := range old {
+		if svc := latest(s.pending.services, s.current.services.all, id); svc != nil && svc.entry != nil && len(svc.Selector) > 0 {
+			s.selectingEntries.drop(svc.Namespace, id)
+		}
+	}
 	var ids []string
 	for _, svc := range services {
+		if svc.entry != nil && len(svc.Selector) > 0 {
+			s.selectingEntries.add(svc.Namespace, svc.id)
+		}
 		ids = append(ids, svc.id)
 		setConfig(s, key, s.pending.services, s.current.services.all, svc.id, svc)
 	}
@@ -321,6 +334,12 @@ func (s *Store) setWorkload(key Key, w *Workload) {
 		}
 	}
 	s.markServices(s.podSvcs[pod])
+	for id := range s.selectingEntries[key.Namespace] {
+		if svc := latest(s.pending.services, s.current.services.all, id); svc != nil &&
+			(old != nil && SelectorMatches(svc.Selector, old.Labels) || w != nil && SelectorMatches(svc.Selector, w.Labels)) {
+			s.pending.staleEndpoints[id] = struct{}{}
+		}
+	}
 	s.pending.workloads[pod] = w
 	s.pending.staleTargets[pod] = struct{}{}
 	s.changedEndpoints(key)

@@ -120,14 +120,14 @@ type resolver struct {
 	node     func(name string) Locality
 }
 
-// endpointsOf joins a service with its slices. Whatever comes out as before is taken from
+// endpointsOf collects the endpoints of each port of a service. Whatever comes out as before is taken from
 // prev, down to the single endpoint, so that equal pointers mean unchanged.
-func endpointsOf(svc *Service, list []*slice, find resolver, prev *serviceEndpoints) *serviceEndpoints {
+func endpointsOf(svc *Service, prev *serviceEndpoints, collect func(Port) []Endpoint) *serviceEndpoints {
 	next := &serviceEndpoints{ports: make([]portEndpoints, 0, len(svc.Ports))}
 	same := prev != nil && len(prev.ports) == len(svc.Ports)
 	for i, p := range svc.Ports {
 		old := prev.port(p.Number)
-		eps := reuse(portOf(p, list, find), old)
+		eps := reuse(inOrder(collect(p)), old)
 		if !same || prev.ports[i].number != p.Number || !sameSlice(prev.ports[i].list, eps) {
 			same = false
 		}
@@ -139,10 +139,9 @@ func endpointsOf(svc *Service, list []*slice, find resolver, prev *serviceEndpoi
 	return next
 }
 
-// portOf collects the endpoints of one port from all slices. The same address may be in two slices while
-// one is being split; the first counts. When nothing is ready, endpoints that still serve while they
+// sliceEndpoints collects the endpoints of one port from all slices of a Service. When nothing is ready, endpoints that still serve while they
 // terminate get the traffic, as kube-proxy does (KEP-1669).
-func portOf(p Port, list []*slice, find resolver) []Endpoint {
+func sliceEndpoints(p Port, list []*slice, find resolver) []Endpoint {
 	var out []Endpoint
 	var draining []bool
 	anyReady := false
@@ -174,6 +173,11 @@ func portOf(p Port, list []*slice, find resolver) []Endpoint {
 			out[i].Ready = draining[i]
 		}
 	}
+	return out
+}
+
+// inOrder sorts endpoints. The same address may be in two slices while one is being split; the first counts.
+func inOrder(out []Endpoint) []Endpoint {
 	slices.SortStableFunc(out, func(a, b Endpoint) int {
 		if c := a.Address.Compare(b.Address); c != 0 {
 			return c
@@ -215,7 +219,12 @@ func reuse(eps []Endpoint, old []*Endpoint) []*Endpoint {
 
 func (e *Endpoint) equal(o *Endpoint) bool {
 	return e.Address == o.Address && e.Port == o.Port && e.Ready == o.Ready && e.Hostname == o.Hostname &&
-		e.Workload == o.Workload && e.Locality == o.Locality && e.Weight == o.Weight && maps.Equal(e.Labels, o.Labels)
+		sameWorkload(e.Workload, o.Workload) && e.Locality == o.Locality && e.Weight == o.Weight && maps.Equal(e.Labels, o.Labels)
+}
+
+// sameWorkload compares pods by pointer, and those that stand for an address in a ServiceEntry by what they say.
+func sameWorkload(a, b *Workload) bool {
+	return a == b || a != nil && b != nil && a.Kind == "ServiceEntry" && a.equal(b)
 }
 
 // sameSlice reports whether two slices are the same memory.

@@ -109,7 +109,8 @@ type Service struct {
 	ExportTo     []string          // namespaces that may see it: nil or "*" = all, "." = its own
 	External     bool              // not part of the mesh: no mesh TLS to it
 
-	id string // see serviceID
+	id    string                   // see serviceID
+	entry *networking.ServiceEntry // what it was made of; nil for a Kubernetes Service
 }
 
 // Port returns the Service's port with this number.
@@ -173,7 +174,10 @@ type Namespace struct {
 type (
 	VirtualService struct {
 		Meta
-		Spec *networking.VirtualService
+		Spec   *networking.VirtualService
+		Merged []Ref // the delegates whose routes are part of Spec
+
+		parts []*VirtualService // what Spec was merged from
 	}
 	DestinationRule struct {
 		Meta

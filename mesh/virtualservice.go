@@ -70,7 +70,8 @@ func normalizeVirtualService(in *networking.VirtualService, namespace, clusterDo
 type virtualServiceIndex struct {
 	exportTo  []string // MeshConfig.defaultVirtualServiceExportTo
 	byGateway map[string]*gatewayVirtualServices
-	views     sync.Map // viewKey -> *virtualServiceView
+	merged    map[string]*VirtualService // those with delegates, by "namespace/name"
+	views     sync.Map                   // viewKey -> *virtualServiceView
 }
 
 type gatewayVirtualServices struct {
@@ -96,7 +97,11 @@ func newVirtualServiceIndex(all *table[VirtualService], exportTo []string, prev 
 	x := &virtualServiceIndex{exportTo: exportTo, byGateway: map[string]*gatewayVirtualServices{}}
 	sorted := slices.Clone(all.values())
 	slices.SortFunc(sorted, func(a, b *VirtualService) int { return byPrecedence(&a.Meta, &b.Meta) })
-	sorted = withDelegates(sorted, all)
+	var lent map[string]*VirtualService
+	if prev != nil {
+		lent = prev.merged
+	}
+	sorted, x.merged = withDelegates(sorted, all, exportTo, lent)
 	for _, vs := range sorted {
 		for i, g := range vs.Spec.Gateways {
 			if slices.Contains(vs.Spec.Gateways[:i], g) {
