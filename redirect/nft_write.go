@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -23,25 +24,35 @@ func nftWrite(t nftTable) error {
 	if err != nil {
 		return err
 	}
-	if err := s.transact(steps); err != nil {
+	table := attr(unix.NFTA_TABLE_NAME, text(nftTableName))
+	create := nftStep("create table inet "+nftTableName, unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Excl, table)
+	// First as if there were no table yet, which is so for every new pod. Only when there is one is it deleted: the kernel frees what was
+	// deleted after a grace period, and closing the socket waits for that, 10 to 20 ms.
+	if len(steps) > 0 {
+		if err = s.transact(append([]step{create}, steps...)); err == nil {
+			return nil
+		}
+	}
+	if len(steps) == 0 || errors.Is(err, unix.EEXIST) {
+		// Adding first makes the deletion succeed whether or not the table is there.
+		replace := []step{
+			nftStep("add table", unix.NFT_MSG_NEWTABLE, netlink.Create, table),
+			nftStep("delete the former table", unix.NFT_MSG_DELTABLE, 0, table),
+		}
+		if len(steps) > 0 {
+			replace = append(append(replace, create), steps...)
+		}
+		err = s.transact(replace)
+	}
+	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
 	return nil
 }
 
-// nftSteps is the transaction that makes the table, whatever was there before.
+// nftSteps fills the table. Chains come before rules, as rules name chains.
 func nftSteps(t nftTable) ([]step, error) {
-	table := attr(unix.NFTA_TABLE_NAME, text(nftTableName))
-	steps := []step{
-		// Adding first makes the deletion succeed whether or not the table is there.
-		nftStep("add table", unix.NFT_MSG_NEWTABLE, netlink.Create, table),
-		nftStep("delete the former table", unix.NFT_MSG_DELTABLE, 0, table),
-	}
-	if len(t.chains) == 0 {
-		return steps, nil
-	}
-	steps = append(steps, nftStep("add table", unix.NFT_MSG_NEWTABLE, netlink.Create, table))
-	// All chains come before all rules, as rules name chains.
+	var steps []step
 	for _, c := range t.chains {
 		steps = append(steps, nftStep("add chain "+c.name, unix.NFT_MSG_NEWCHAIN, netlink.Create, nftChainAttributes(c)...))
 	}
@@ -127,7 +138,9 @@ func nftMessage(kind int, flags netlink.HeaderFlags, list ...netlink.Attribute) 
 	return message(uint16(unix.NFNL_SUBSYS_NFTABLES<<8|kind), flags, []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, list...)
 }
 
-func attr(kind uint16, data []byte) netlink.Attribute { return netlink.Attribute{Type: kind, Data: data} }
+func attr(kind uint16, data []byte) netlink.Attribute {
+	return netlink.Attribute{Type: kind, Data: data}
+}
 func nested(kind uint16, list ...netlink.Attribute) netlink.Attribute {
 	return netlink.Attribute{Type: kind | unix.NLA_F_NESTED, Data: attrs(list...)}
 }

@@ -9,6 +9,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -67,7 +68,11 @@ func run(n int, plugin string) (ok bool, err error) {
 		{"injected pod", redirect.Default().Encode()},
 		{"pod without annotation", ""},
 	} {
-		walls, rss, err := pass.measure(n, c.annotation)
+		walls, err := pass.measure(n, c.annotation)
+		if err != nil {
+			return false, err
+		}
+		rss, err := pass.peakRSS(c.annotation)
 		if err != nil {
 			return false, err
 		}
@@ -85,34 +90,36 @@ func run(n int, plugin string) (ok bool, err error) {
 
 type benchmark struct {
 	plugin, dir string
-	clean       bool // no child process and no connection in any trace
+	namespaces  []string
+	clean       bool // no child process and no connection in the last trace
 	runs        int
 }
 
-// measure runs n ADDs and gives their wall times in order, and the largest peak RSS in bytes.
-func (b *benchmark) measure(n int, annotation string) (walls []time.Duration, rss int64, err error) {
-	for i := range n + 5 {
-		var wall time.Duration
-		var peak int64
-		if err := inNewNetNS(func(netns string) error {
-			cmd := b.add(netns, annotation, b.plugin)
-			begin := time.Now()
-			if err := cmd.Run(); err != nil {
-				return fmt.Errorf("ADD: %w: %s", err, cmd.Stdout)
-			}
-			wall = time.Since(begin)
-			peak = cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
-			return nil
-		}); err != nil {
-			return nil, 0, err
+// measure runs n ADDs and gives their wall times in order. All namespaces exist from before the first
+// ADD until after the last: the kernel takes a namespace apart in the background, under locks that an ADD needs too.
+func (b *benchmark) measure(n int, annotation string) (walls []time.Duration, err error) {
+	const warm = 5 // the first ones fill the page cache
+	for i := range n + warm {
+		netns, release, err := newNetNS()
+		if err != nil {
+			return nil, err
 		}
-		if i >= 5 { // the first ones warm the page cache
+		defer release()
+		b.namespaces = append(b.namespaces[:i], netns)
+	}
+	for i, netns := range b.namespaces {
+		cmd := b.add(netns, annotation, b.plugin)
+		begin := time.Now()
+		if err := cmd.Run(); err != nil {
+			return nil, fmt.Errorf("ADD: %w: %s", err, cmd.Stdout)
+		}
+		wall := time.Since(begin)
+		if i >= warm {
 			walls = append(walls, wall)
-			rss = max(rss, peak)
 		}
 	}
 	slices.Sort(walls)
-	return walls, rss, nil
+	return walls, nil
 }
 
 func (b *benchmark) add(netns, annotation string, argv ...string) *exec.Cmd {
@@ -150,15 +157,14 @@ func (b *benchmark) trace(annotation string) (children, connections string, err 
 		return "not counted (no strace)", "not counted (no strace)", nil
 	}
 	log := filepath.Join(b.dir, "strace")
-	err = inNewNetNS(func(netns string) error {
-		cmd := b.add(netns, annotation, strace, "-f", "-qq", "-o", log, "-e", "trace=fork,vfork,clone,clone3,execve,connect", b.plugin)
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("ADD under strace: %w: %s", err, cmd.Stdout)
-		}
-		return nil
-	})
+	netns, release, err := newNetNS()
 	if err != nil {
 		return "", "", err
+	}
+	defer release()
+	cmd := b.add(netns, annotation, strace, "-f", "-qq", "-o", log, "-e", "trace=fork,vfork,clone,clone3,execve,connect", b.plugin)
+	if err := cmd.Run(); err != nil {
+		return "", "", fmt.Errorf("ADD under strace: %w: %s", err, cmd.Stdout)
 	}
 	text, err := os.ReadFile(log)
 	if err != nil {
@@ -175,23 +181,72 @@ func (b *benchmark) trace(annotation string) (children, connections string, err 
 	return fmt.Sprint(processes), fmt.Sprint(connects), nil
 }
 
-// inNewNetNS makes a network namespace that exists as long as f runs.
-func inNewNetNS(f func(path string) error) error {
-	ready, done, result := make(chan string), make(chan struct{}), make(chan error, 1)
+// peakRSS gives the plugin's own largest resident size in bytes. getrusage would count this program in, whose memory the child shares until it has
+// called exec; so the child is stopped at its very end and /proc is read.
+func (b *benchmark) peakRSS(annotation string) (peak int64, err error) {
+	netns, release, err := newNetNS()
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	runtime.LockOSThread() // ptrace answers only to the thread that began it
+	defer runtime.UnlockOSThread()
+	cmd := b.add(netns, annotation, b.plugin)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	defer cmd.Wait() // it has been waited for; this frees the pipes
+	pid := cmd.Process.Pid
+	for begun := false; ; begun = true {
+		var status unix.WaitStatus
+		if _, err := unix.Wait4(pid, &status, unix.WALL, nil); err != nil {
+			return 0, err
+		}
+		if status.Exited() || status.Signaled() {
+			break
+		}
+		signal := 0
+		switch {
+		case !begun:
+			if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACEEXIT); err != nil {
+				return 0, err
+			}
+		case status.TrapCause() == unix.PTRACE_EVENT_EXIT:
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+			if err != nil {
+				return 0, err
+			}
+			_, after, _ := strings.Cut(string(text), "VmHWM:")
+			if _, err := fmt.Sscanf(after, "%d kB", &peak); err != nil {
+				return 0, fmt.Errorf("no VmHWM in /proc/%d/status", pid)
+			}
+		default:
+			signal = int(status.StopSignal()) // the Go runtime's own preemption
+		}
+		if err := unix.PtraceCont(pid, signal); err != nil {
+			return 0, err
+		}
+	}
+	if peak == 0 {
+		return 0, errors.New("the plugin ended without a stop at its exit")
+	}
+	return peak << 10, nil
+}
+
+// newNetNS makes a network namespace that exists until release is called.
+func newNetNS() (path string, release func(), err error) {
+	ready, done := make(chan error), make(chan struct{})
 	go func() {
 		runtime.LockOSThread() // never unlocked: the namespace goes with the thread
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			result <- err
-			close(ready)
-			return
-		}
-		ready <- fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+		ready <- err
 		<-done
 	}()
-	path, ok := <-ready
-	if !ok {
-		return <-result
+	if err := <-ready; err != nil {
+		close(done)
+		return "", nil, fmt.Errorf("make a network namespace: %w", err)
 	}
-	defer close(done)
-	return f(path)
+	return path, func() { close(done) }, nil
 }
