@@ -146,7 +146,7 @@ func (s *session) describe() connection {
 	defer s.mu.Unlock()
 	c := connection{
 		ID: s.connection(), Node: s.node.id, Peer: s.login.peer, Since: s.opened, Kind: s.proxy.Kind, Protocol: "sotw",
-		Authenticated: s.login.uid != "", UpToDate: s.changed.IsZero() && s.protocol.idle(),
+		Authenticated: s.login.uid != "", UpToDate: s.changed.IsZero() && s.protocol.waiting().IsZero(),
 		Scopes: make(map[string]uint64), Subscriptions: make(map[string][]string),
 	}
 	if s.delta {

@@ -272,7 +272,7 @@ func (d *delta) next() *frame {
 			return f
 		}
 	}
-	if held || d.busy() {
+	if held || !d.waiting().IsZero() {
 		return nil
 	}
 	for _, t := range [...]envoy.Type{envoy.Listener, envoy.Route, envoy.Cluster, envoy.Endpoints, envoy.Secret} {
@@ -281,15 +281,6 @@ func (d *delta) next() *frame {
 		}
 	}
 	return nil
-}
-
-func (d *delta) busy() bool {
-	for t := range d.types {
-		if d.types[t].inflight != nil {
-			return true
-		}
-	}
-	return false
 }
 
 // due reports whether there is something to send of a type, leaving removals
@@ -503,7 +494,7 @@ func (d *delta) pick(t envoy.Type, r *response, want []*envoy.Set, verdicts map[
 		}
 	}
 	for name := range ty.forced {
-		if res := lookup(want, t, name); res != nil {
+		if res := lookup(want, t, name); res != nil && ty.wants(name) {
 			list = append(list, res)
 		}
 	}
@@ -677,7 +668,14 @@ func sortByName(list []*envoy.Resource) {
 
 func newDelta(s *session) protocol { return &delta{s: s} }
 
-func (d *delta) idle() bool { return !d.busy() }
+func (d *delta) waiting() (since time.Time) {
+	for t := range d.types {
+		if r := d.types[t].inflight; r != nil && (since.IsZero() || r.at.Before(since)) {
+			since = r.at
+		}
+	}
+	return since
+}
 
 func (d *delta) status(t envoy.Type) typeStatus {
 	ty := &d.types[t]

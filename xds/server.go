@@ -48,7 +48,10 @@ type Config struct {
 	// SendTimeout is how long a proxy may not read before its stream is cut; 0 means
 	// 60 s. (Istio: PILOT_XDS_SEND_TIMEOUT)
 	SendTimeout time.Duration
-	Log         *slog.Logger // nil means slog.Default()
+	// AnswerTimeout is how long a proxy may neither accept nor reject what it was sent;
+	// 0 means 5 minutes. Envoy holds its answer back while clusters warm up, so this is no measure of load.
+	AnswerTimeout time.Duration
+	Log           *slog.Logger // nil means slog.Default()
 }
 
 // Server is the discovery service. Publish gives it what to serve.
@@ -90,6 +93,9 @@ func NewServer(c Config) *Server {
 	}
 	if c.SendTimeout == 0 {
 		c.SendTimeout = time.Minute
+	}
+	if c.AnswerTimeout == 0 {
+		c.AnswerTimeout = 5 * time.Minute
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -239,9 +245,7 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 	select {
 	case err = <-result:
 	case <-login.watchdog.bark:
-		s.metrics.writeTimeout()
-		err = status.Errorf(codes.DeadlineExceeded, "the proxy did not read for %s", s.config.SendTimeout)
-		s.log.Warn("a stream was cut", "proxy", ses.name(), "error", err)
+		err = s.cut(ses, "read", s.config.SendTimeout)
 	}
 	s.log.Debug("proxy disconnected", "proxy", ses.name(), "peer", login.peer, "reason", err)
 	return err
@@ -269,3 +273,11 @@ func (s *Server) connected() []*session {
 }
 
 func (s *Server) authorityChanged() <-chan struct{} { return s.config.Authority.Changed() }
+
+// cut gives up on a proxy that does not read, or does not answer.
+func (s *Server) cut(ses *session, what string, patience time.Duration) error {
+	s.metrics.writeTimeout()
+	err := status.Errorf(codes.DeadlineExceeded, "the proxy did not %s for %s", what, patience)
+	s.log.Warn("a stream was cut", "proxy", ses.name(), "error", err)
+	return err
+}

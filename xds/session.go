@@ -47,8 +47,8 @@ type protocol interface {
 	request(t envoy.Type, r *request)
 	// next returns the next message to write, nil when there is none for now.
 	next() *frame
-	// idle reports whether the proxy has answered everything.
-	idle() bool
+	// waiting is since when the proxy owes an answer; zero when it owes none.
+	waiting() time.Time
 	// status describes one type.
 	status(t envoy.Type) typeStatus
 }
@@ -73,6 +73,8 @@ func (s *session) run(ctx context.Context, first *request) error {
 	defer expiry.Stop()
 	renew := timerAt(time.Time{})
 	defer renew.Stop()
+	silent := timerAt(time.Time{})
+	defer silent.Stop()
 
 	if err := s.take(first); err != nil {
 		return err
@@ -88,6 +90,11 @@ func (s *session) run(ctx context.Context, first *request) error {
 			authority = s.server.authorityChanged()
 			resetAt(renew, s.renewal())
 		}
+		waiting := s.protocol.waiting()
+		if !waiting.IsZero() {
+			waiting = waiting.Add(s.server.config.AnswerTimeout)
+		}
+		resetAt(silent, waiting)
 		s.mu.Unlock()
 		select {
 		case r := <-requests:
@@ -104,6 +111,8 @@ func (s *session) run(ctx context.Context, first *request) error {
 			s.certify()
 		case <-expiry.C:
 			return status.Error(codes.Unauthenticated, "the token of this stream has expired; connect again with a fresh one")
+		case <-silent.C:
+			return s.server.cut(s, "answer", s.server.config.AnswerTimeout)
 		case err := <-broken:
 			if errors.Is(err, io.EOF) {
 				return nil
@@ -197,7 +206,7 @@ func (s *session) send(f *frame) error {
 
 // settled notes that the proxy is up to date.
 func (s *session) settled() {
-	if !s.changed.IsZero() && s.protocol.idle() {
+	if !s.changed.IsZero() && s.protocol.waiting().IsZero() {
 		s.server.metrics.converged(time.Since(s.changed))
 		s.changed = time.Time{}
 	}

@@ -132,7 +132,7 @@ func (w *world) next() *frame {
 			return f
 		}
 	}
-	if held || !w.idle() {
+	if held || !w.waiting().IsZero() {
 		return nil
 	}
 	for _, t := range [...]envoy.Type{envoy.Listener, envoy.Cluster} {
@@ -145,13 +145,13 @@ func (w *world) next() *frame {
 	return nil
 }
 
-func (w *world) idle() bool {
+func (w *world) waiting() (since time.Time) {
 	for t := range w.types {
-		if w.types[t].inflight != nil {
-			return false
+		if r := w.types[t].inflight; r != nil && (since.IsZero() || r.at.Before(since)) {
+			since = r.at
 		}
 	}
-	return true
+	return since
 }
 
 // send makes a response; nil when the proxy has just that already.

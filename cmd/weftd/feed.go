@@ -23,6 +23,7 @@ type feed struct {
 	server *xds.Server
 	log    *slog.Logger
 
+	said     map[string]bool // complaints about files that are in the log already
 	latest   atomic.Pointer[view]
 	triggers *prometheus.CounterVec
 }
@@ -71,12 +72,21 @@ func (f *feed) run(ctx context.Context) error {
 }
 
 func (f *feed) apply(c files.Change) {
+	said := make(map[string]bool)
 	for _, err := range c.Errors {
-		f.log.Error("configuration not used; what it replaces stays in force", "error", err)
+		said[err.Error()] = true
+		if !f.said[err.Error()] {
+			f.log.Error("configuration not used; what it replaces stays in force", "error", err)
+		}
 	}
 	for _, w := range c.Warnings {
-		f.log.Warn("configuration", "warning", w)
+		text := fmt.Sprint(w)
+		said[text] = true
+		if !f.said[text] {
+			f.log.Warn("configuration", "warning", text)
+		}
 	}
+	f.said = said
 	if err := f.store.Update(c.Apply, c.Delete); err != nil {
 		f.log.Error("configuration not used; what it replaces stays in force", "error", err)
 	}
