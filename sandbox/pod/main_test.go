@@ -299,6 +299,17 @@ func (n *node) logs(pod *corev1.Pod, container string, o LogOptions) string {
 	return out.String()
 }
 
+// untilLog waits until a container's log is text.
+func (n *node) untilLog(pod *corev1.Pod, container, text string) {
+	n.t.Helper()
+	var out strings.Builder
+	eventually(n.t, fmt.Sprintf("log of %s: %q", container, text), func() bool {
+		out.Reset()
+		_ = n.Logs(n.t.Context(), pod.UID, container, LogOptions{}, &out)
+		return out.String() == text
+	})
+}
+
 // eventually polls for what has no notification.
 func eventually(t testing.TB, what string, met func() bool) {
 	t.Helper()

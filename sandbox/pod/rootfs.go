@@ -23,7 +23,7 @@ var hostFiles = []string{
 // prepare translates the container into what package inside does. Errors are of type *configError: nothing has run.
 func (c *container) prepare() (inside.Spec, error) {
 	w := c.w
-	program, err := w.r.program(c.spec.Image)
+	image, err := w.r.image(c.spec.Image)
 	if err != nil {
 		return inside.Spec{}, err
 	}
@@ -46,16 +46,16 @@ func (c *container) prepare() (inside.Spec, error) {
 		home = "/root"
 	}
 	spec.Env = env.list(w.hostname(), home)
-	spec.Argv = []string{program}
+	spec.Argv = []string{image.place}
 	if len(c.spec.Command) > 0 {
 		spec.Argv = expandAll(c.spec.Command, env)
-		// In the image the program has its usual place, which a command may name.
-		if path.Base(spec.Argv[0]) == path.Base(program) {
-			spec.Argv[0] = program
+		// A command may name the program by the place that it has in the true image.
+		if path.Base(spec.Argv[0]) == path.Base(image.place) {
+			spec.Argv[0] = image.place
 		}
 	}
 	spec.Argv = append(spec.Argv, expandAll(c.spec.Args, env)...)
-	spec.Root, err = c.root(program, env)
+	spec.Root, err = c.root(image, env)
 	return spec, err
 }
 
@@ -68,7 +68,7 @@ func expandAll(list []string, env environment) []string {
 }
 
 // root describes the container's file system.
-func (c *container) root(program string, env environment) (inside.Root, error) {
+func (c *container) root(image program, env environment) (inside.Root, error) {
 	w := c.w
 	privileged := c.spec.SecurityContext != nil && isTrue(c.spec.SecurityContext.Privileged)
 	root := inside.Root{
@@ -84,11 +84,9 @@ func (c *container) root(program string, env environment) (inside.Root, error) {
 	if err := os.MkdirAll(root.Point, 0o700); err != nil {
 		return root, &configError{"CreateContainerError", err}
 	}
-	var links []string
 	for _, dir := range hostDirs {
 		if target, err := os.Readlink(dir); err == nil {
 			root.Links = append(root.Links, [2]string{target, dir})
-			links = append(links, dir)
 			continue
 		}
 		root.Mounts = append(root.Mounts, inside.Mount{Source: dir, Target: dir, ReadOnly: true, NoSUID: true, Recursive: dir == "/nix", Optional: true})
@@ -100,8 +98,18 @@ func (c *container) root(program string, env environment) (inside.Root, error) {
 		// kubelet mounts these writable unless the root is read-only.
 		root.Mounts = append(root.Mounts, inside.Mount{Source: w.dir("etc", name), Target: "/etc/" + name, ReadOnly: root.ReadOnly})
 	}
-	if !covered(program, links) {
-		root.Mounts = append(root.Mounts, inside.Mount{Source: program, Target: program, ReadOnly: true, NoSUID: true})
+	if image.place != image.path {
+		// The directory is the image's alone, so what the host has in it is out of sight.
+		bin := w.dir("bin", c.spec.Name)
+		if err := os.MkdirAll(bin, 0o755); err != nil {
+			return root, &configError{"CreateContainerError", err}
+		}
+		if err := os.WriteFile(filepath.Join(bin, path.Base(image.place)), nil, 0o755); err != nil {
+			return root, &configError{"CreateContainerError", err}
+		}
+		root.Mounts = append(root.Mounts,
+			inside.Mount{Source: bin, Target: path.Dir(image.place), ReadOnly: true, NoSUID: true},
+			inside.Mount{Source: image.path, Target: image.place, ReadOnly: true, NoSUID: true})
 	}
 	message := c.spec.TerminationMessagePath
 	if message == "" {
@@ -113,31 +121,36 @@ func (c *container) root(program string, env environment) (inside.Root, error) {
 	return root, err
 }
 
-// covered says whether a program is visible through hostDirs.
-func covered(program string, links []string) bool {
-	for _, dir := range append([]string{"/usr", "/bin", "/sbin", "/lib", "/lib64"}, links...) {
-		if strings.HasPrefix(program, dir+"/") {
-			return true
-		}
-	}
-	return false
-}
+// program is what an image is mapped to: a file of the host, and its place in the container. A program of the host's
+// own directories stays where it is, since it may look for its files from there; others go where images have theirs.
+type program struct{ path, place string }
 
-// program finds the program that an image is mapped to.
-func (r *Runner) program(image string) (string, error) {
-	found, ok := mapped(r.cfg.Images, image)
+// imageBin is where an image's program is found, through PATH too.
+const imageBin = "/usr/local/bin"
+
+// image finds the program that an image is mapped to.
+func (r *Runner) image(name string) (program, error) {
+	found, ok := mapped(r.cfg.Images, name)
 	if !ok {
-		return "", &configError{"ImageNotMapped", fmt.Errorf("image %q is not mapped to a program of this host: map it with --image %s=/path/of/program", image, untagged(image))}
+		return program{}, &configError{"ImageNotMapped", fmt.Errorf("image %q is not mapped to a program of this host: map it with --image %s=/path/of/program", name, untagged(name))}
 	}
 	if !isProgram(found) {
-		return "", &configError{"ImageNotMapped", fmt.Errorf("image %q is mapped to %s, which is not an executable file: build it, or map another with --image %s=/path/of/program", image, found, untagged(image))}
+		return program{}, &configError{"ImageNotMapped", fmt.Errorf("image %q is mapped to %s, which is not an executable file: build it, or map another with --image %s=/path/of/program", name, found, untagged(name))}
 	}
-	// A link would dangle in the container.
+	for _, dir := range hostDirs {
+		if strings.HasPrefix(found, dir+"/") {
+			return program{found, found}, nil
+		}
+	}
+	// A link would be followed outside of the container.
 	resolved, err := filepath.EvalSymlinks(found)
 	if err != nil {
-		return "", &configError{"ImageNotMapped", err}
+		return program{}, &configError{"ImageNotMapped", err}
 	}
-	return resolved, nil
+	if info, err := os.Stat(imageBin); err != nil || !info.IsDir() {
+		return program{}, &configError{"CreateContainerError", fmt.Errorf("%s is needed to mount programs at: make the directory", imageBin)}
+	}
+	return program{resolved, path.Join(imageBin, path.Base(found))}, nil
 }
 
 // mapped follows the precedence that Config.Images states.

@@ -106,6 +106,13 @@ func prepareNetwork(sysctls []corev1.Sysctl) error {
 			return err
 		}
 	}
+	// The IPAM plugin is the one who says that an address is free. The kernel's own detection of duplicates keeps a new
+	// IPv6 address unusable, and the plugin waiting, for up to two seconds.
+	for _, scope := range []string{"all", "default"} {
+		if err := sysctl("net.ipv6.conf."+scope+".accept_dad", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
 	for _, s := range sysctls {
 		if !strings.HasPrefix(s.Name, "net.") {
 			return fmt.Errorf("securityContext.sysctls: %s: only net.* belongs to a pod here", s.Name)

@@ -62,8 +62,8 @@ func (w *worker) makeVolume(spec *corev1.Volume) (*volume, error) {
 	case spec.EmptyDir != nil, spec.VolumeSource == corev1.VolumeSource{}:
 		return v, w.makeEmptyDir(v)
 	case spec.Image != nil:
-		program, err := w.r.program(spec.Image.Reference)
-		v.path, v.file, v.readOnly = program, true, true
+		image, err := w.r.image(spec.Image.Reference)
+		v.path, v.file, v.readOnly = image.path, true, true
 		return v, err
 	case spec.ConfigMap != nil, spec.Secret != nil, spec.DownwardAPI != nil, spec.Projected != nil:
 		v.readOnly = true
