@@ -39,6 +39,10 @@ func jsonName(goType string) string {
 		return "number"
 	case goType == "bool":
 		return "boolean"
+	case goType == "object":
+		return "mapping"
+	case goType == "array":
+		return "list"
 	}
 	return goType
 }
@@ -108,6 +112,12 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 	return out
 }
 
+// first shortens Kubernetes' explanation of what a name looks like.
+func first(problems []string) string {
+	text, _, _ := strings.Cut(problems[0], " (e.g.")
+	return text
+}
+
 // checkMeta judges what all objects have in common.
 func checkMeta(object map[string]any, gvk schema.GroupVersionKind) []mistake {
 	meta, ok := object["metadata"].(map[string]any)
@@ -122,12 +132,12 @@ func checkMeta(object map[string]any, gvk schema.GroupVersionKind) []mistake {
 		out = append(out, mistake{field: "metadata.name", message: fmt.Sprintf("%v is not a string: put it in quotes", meta["name"])})
 	} else if name != "" && gvk.Group != "rbac.authorization.k8s.io" {
 		if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
-			out = append(out, mistake{field: "metadata.name", message: fmt.Sprintf("%q cannot be a name: %s", name, problems[0])})
+			out = append(out, mistake{field: "metadata.name", message: fmt.Sprintf("%q cannot be a name: %s", name, first(problems))})
 		}
 	}
 	if ns, ok := meta["namespace"].(string); ok && ns != "" {
 		if problems := validation.IsDNS1123Label(ns); len(problems) > 0 {
-			out = append(out, mistake{field: "metadata.namespace", message: fmt.Sprintf("%q cannot be a namespace: %s", ns, problems[0])})
+			out = append(out, mistake{field: "metadata.namespace", message: fmt.Sprintf("%q cannot be a namespace: %s", ns, first(problems))})
 		}
 	}
 	for _, f := range []string{"labels", "annotations"} {
@@ -141,15 +151,15 @@ func checkMeta(object map[string]any, gvk schema.GroupVersionKind) []mistake {
 		for k, v := range pairs {
 			path := fmt.Sprintf("metadata.%s[%s]", f, k)
 			s, ok := v.(string)
-			if !ok {
+			if !ok && v != nil {
 				out = append(out, mistake{field: path, message: fmt.Sprintf("%v is not a string: put it in quotes", v)})
 				continue
 			}
 			if problems := validation.IsQualifiedName(k); len(problems) > 0 && f == "labels" {
-				out = append(out, mistake{field: path, message: "not a label's key: " + problems[0]})
+				out = append(out, mistake{field: path, message: "not a label's key: " + first(problems)})
 			}
 			if problems := validation.IsValidLabelValue(s); len(problems) > 0 && f == "labels" {
-				out = append(out, mistake{field: path, message: fmt.Sprintf("%q cannot be a label's value: %s", s, problems[0])})
+				out = append(out, mistake{field: path, message: fmt.Sprintf("%q cannot be a label's value: %s", s, first(problems))})
 			}
 		}
 	}

@@ -261,7 +261,7 @@ func jsonMistake(err error) mistake {
 	}
 	text := err.Error()
 	if field, kind, got, ok := typeError(text); ok {
-		return mistake{field: field, message: fmt.Sprintf("a %s does not fit here: a %s was expected", got, jsonName(kind))}
+		return mistake{field: field, message: fmt.Sprintf("a %s does not fit here: a %s was expected", jsonName(got), jsonName(kind))}
 	}
 	return mistake{message: strings.TrimPrefix(text, "json: ")}
 }

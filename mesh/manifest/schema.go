@@ -180,7 +180,43 @@ var replacedFields = map[string]string{
 	"mtlsMode":       "mtls",
 }
 
-var notOneOf = regexp.MustCompile(`supported values: `)
+var quoted = regexp.MustCompile(`"([^"]*)"`)
+
+// notSupported names the values of an enumeration, and the nearest.
+func notSupported(e *field.Error) string {
+	var known []string
+	for _, m := range quoted.FindAllStringSubmatch(e.Detail, -1) {
+		known = append(known, m[1])
+	}
+	if s, ok := e.BadValue.(string); ok {
+		if n := nearest(s, known); n != "" {
+			return fmt.Sprintf("%q is not a value of this field; did you mean %q?", s, n)
+		}
+	}
+	return fmt.Sprintf("%s is not a value of this field: use %s", quote(e.BadValue), strings.Join(known, ", "))
+}
+
+var wantedType = regexp.MustCompile(`must be of type (\w+): "(\w+)"`)
+
+// typeInvalid says what was found and what belongs there.
+func typeInvalid(e *field.Error) string {
+	m := wantedType.FindStringSubmatch(e.Detail)
+	if m == nil {
+		return e.Detail
+	}
+	names := map[string]string{"integer": "whole number", "object": "mapping", "array": "list"}
+	name := func(s string) string {
+		if n, ok := names[s]; ok {
+			return n
+		}
+		return s
+	}
+	text := fmt.Sprintf("a %s does not fit here: a %s was expected", name(m[2]), name(m[1]))
+	if m[1] == "string" && (m[2] == "boolean" || m[2] == "integer" || m[2] == "number") {
+		text += "; put the value in quotes"
+	}
+	return text
+}
 
 func mistakeOf(e *field.Error) mistake {
 	m := mistake{field: e.Field}
@@ -191,7 +227,9 @@ func mistakeOf(e *field.Error) mistake {
 			m.message = e.Detail
 		}
 	case field.ErrorTypeNotSupported:
-		m.message = fmt.Sprintf("%s is not one of the values known here: %s", quote(e.BadValue), notOneOf.ReplaceAllString(e.Detail, ""))
+		m.message = notSupported(e)
+	case field.ErrorTypeTypeInvalid:
+		m.message = typeInvalid(e)
 	case field.ErrorTypeDuplicate:
 		m.message = fmt.Sprintf("%s stands here a second time", quote(e.BadValue))
 	default:
@@ -199,9 +237,6 @@ func mistakeOf(e *field.Error) mistake {
 		if e.Detail != "" {
 			m.message = e.Detail
 		}
-	}
-	if b, ok := e.BadValue.(bool); ok && e.Type == field.ErrorTypeTypeInvalid {
-		m.message += fmt.Sprintf(" (the value is the boolean %t: put it in quotes if it is a word)", b)
 	}
 	m.field = strings.TrimPrefix(strings.ReplaceAll(m.field, "<nil>", ""), ".")
 	return m

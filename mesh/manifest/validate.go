@@ -1,5 +1,157 @@
 package manifest
 
-import "k8s.io/apimachinery/pkg/runtime"
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"regexp/syntax"
+	"strings"
 
-func validate(o runtime.Object) []mistake { return nil }
+	networking "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	networkingv1beta1 "istio.io/client-go/pkg/apis/networking/v1beta1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// validate applies the rules of a kind's documentation that its schema does not express. The object
+// itself is all it looks at.
+func validate(o runtime.Object) []mistake {
+	c := &checker{}
+	switch o := o.(type) {
+	case *networkingv1.VirtualService:
+		c.virtualService(&o.Spec)
+	case *networkingv1beta1.VirtualService:
+		c.virtualService(&o.Spec)
+	case *networkingv1alpha3.VirtualService:
+		c.virtualService(&o.Spec)
+	case *networkingv1.DestinationRule:
+		c.destinationRule(&o.Spec)
+	case *networkingv1beta1.DestinationRule:
+		c.destinationRule(&o.Spec)
+	case *networkingv1alpha3.DestinationRule:
+		c.destinationRule(&o.Spec)
+	case *networkingv1.Gateway:
+		c.gateway(&o.Spec)
+	case *networkingv1beta1.Gateway:
+		c.gateway(&o.Spec)
+	case *networkingv1alpha3.Gateway:
+		c.gateway(&o.Spec)
+	case *networkingv1.ServiceEntry:
+		c.serviceEntry(&o.Spec)
+	case *networkingv1beta1.ServiceEntry:
+		c.serviceEntry(&o.Spec)
+	case *networkingv1alpha3.ServiceEntry:
+		c.serviceEntry(&o.Spec)
+	}
+	return c.mistakes
+}
+
+// checker collects mistakes. Its methods get the path of what they check.
+type checker struct {
+	mistakes []mistake
+}
+
+func (c *checker) fail(path, format string, args ...any) {
+	c.mistakes = append(c.mistakes, mistake{field: path, message: fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) warn(path, format string, args ...any) {
+	c.mistakes = append(c.mistakes, mistake{field: path, message: fmt.Sprintf(format, args...), warning: true})
+}
+
+func at(path, format string, args ...any) string { return path + fmt.Sprintf(format, args...) }
+
+// host checks a host pattern: a DNS name, with a leading wildcard label perhaps, or an address.
+func (c *checker) host(path, host string) {
+	switch {
+	case host == "":
+		c.fail(path, "a host must not be empty")
+		return
+	case host == "*":
+		return
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return
+	}
+	name := strings.TrimPrefix(host, "*.")
+	if strings.Contains(name, "*") {
+		c.fail(path, "%q: a wildcard may only stand for the first labels, as in \"*.example.com\"", host)
+		return
+	}
+	name = strings.TrimSuffix(name, ".")
+	for l := range strings.SplitSeq(strings.ToLower(name), ".") {
+		if problems := validation.IsDNS1123Label(strings.ReplaceAll(l, "_", "-")); len(problems) > 0 {
+			c.fail(path, "%q is not a host name: %s", host, first(problems))
+			return
+		}
+	}
+}
+
+// hosts checks a list of host patterns.
+func (c *checker) hosts(path string, hosts []string) {
+	seen := map[string]bool{}
+	for i, h := range hosts {
+		p := at(path, "[%d]", i)
+		c.host(p, h)
+		if seen[h] {
+			c.fail(p, "%q stands here a second time", h)
+		}
+		seen[h] = true
+	}
+}
+
+// exportTo checks the namespaces of exportTo.
+func (c *checker) exportTo(path string, list []string) {
+	for i, e := range list {
+		p := at(path, "[%d]", i)
+		switch e {
+		case ".", "*", "~":
+			if len(list) > 1 && e != "." {
+				c.fail(p, "%q must stand alone", e)
+			}
+		default:
+			if problems := validation.IsDNS1123Label(e); len(problems) > 0 {
+				c.fail(p, "%q is neither \".\" nor \"*\" nor a namespace: %s", e, first(problems))
+			}
+		}
+	}
+}
+
+// regex checks a regular expression in the syntax of RE2, which is also Go's.
+func (c *checker) regex(path, expr string) {
+	if _, err := syntax.Parse(expr, syntax.Perl); err != nil {
+		c.fail(path, "%q is not a regular expression in RE2 syntax: %v", expr, err)
+	}
+}
+
+// stringMatch checks one condition. Empty values would match everything by accident.
+func (c *checker) stringMatch(path string, m *networking.StringMatch) {
+	switch t := m.GetMatchType().(type) {
+	case *networking.StringMatch_Regex:
+		if t.Regex == "" {
+			c.fail(path+".regex", "an empty expression matches only the empty text; leave the condition out instead")
+			return
+		}
+		c.regex(path+".regex", t.Regex)
+	case *networking.StringMatch_Prefix:
+		if t.Prefix == "" {
+			c.warn(path+".prefix", "an empty prefix matches everything")
+		}
+	}
+}
+
+var headerName = regexp.MustCompile(`^:?[-!#$%&'*+.^_|~0-9A-Za-z` + "`" + `]+$`)
+
+func (c *checker) headerName(path, name string) {
+	if !headerName.MatchString(name) {
+		c.fail(path, "%q cannot be a header's name", name)
+	}
+}
+
+func (c *checker) percent(path string, p *networking.Percent) {
+	if p != nil && (p.Value < 0 || p.Value > 100) {
+		c.fail(path+".value", "%v is not between 0 and 100", p.Value)
+	}
+}
