@@ -129,7 +129,7 @@ func (s *nlSocket) transact(steps []step) error {
 		return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request}, Data: []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}}
 	}
 	b := s.message(nil, mark(unix.NFNL_MSG_BATCH_BEGIN))
-	first := s.seq + 1
+	begin := s.seq
 	for i, m := range steps {
 		if i == len(steps)-1 {
 			m.Header.Flags |= netlink.Acknowledge
@@ -146,15 +146,16 @@ func (s *nlSocket) transact(steps []step) error {
 			return err
 		}
 		for _, a := range answers {
-			if a.Header.Type != unix.NLMSG_ERROR {
-				continue
+			at := a.Header.Seq
+			if a.Header.Type != unix.NLMSG_ERROR || at < begin || at > last {
+				continue // a transaction that failed before this one may have more to complain about than was read
 			}
-			err, at := failure(a), a.Header.Seq
+			err := failure(a)
 			switch {
-			case err != nil && at >= first && at <= last:
-				return fmt.Errorf("%s: %w", steps[at-first].what, err)
-			case err != nil:
+			case err != nil && at == begin:
 				return fmt.Errorf("commit: %w", err)
+			case err != nil:
+				return fmt.Errorf("%s: %w", steps[at-begin-1].what, err)
 			case at == last:
 				return nil
 			}

@@ -182,6 +182,9 @@ func (s Spec) Encode() string {
 // Decode reads what Encode wrote, and what a person may write by hand: a field that is left out has Default's value. Unknown
 // fields, trailing data and values that Validate refuses are errors, because guessing would leave traffic uncaptured.
 func Decode(text string) (Spec, error) {
+	if t := strings.TrimSpace(text); t != "" && t[0] != '{' {
+		return Spec{}, fmt.Errorf("annotation %s: value %s: want a JSON object", Annotation, quote(text))
+	}
 	s := Default()
 	d := json.NewDecoder(strings.NewReader(text))
 	d.DisallowUnknownFields()
@@ -234,7 +237,7 @@ func (s Spec) Validate() error {
 	switch s.Mode {
 	case Redirect, TProxy, None:
 	default:
-		bad("mode", "%q is not an interception mode, want %s, %s or %s", s.Mode, Redirect, TProxy, None)
+		bad("mode", "%s is not an interception mode, want %s, %s or %s", quote(string(s.Mode)), Redirect, TProxy, None)
 	}
 	for _, l := range []struct {
 		field string
