@@ -52,7 +52,9 @@ type inboundPort struct {
 	service     *mesh.Service
 	servicePort uint16
 	rule        *mesh.DestinationRule // for its limits; nil when none applies
-	causes      []mesh.Ref
+
+	policies []mesh.Ref // that decide on mode
+	services []mesh.Ref // that send here
 }
 
 // inboundPorts lists the ports of a workload that have chains of their own, then the catch-all. They are those that a Service
@@ -64,18 +66,15 @@ func inboundPorts(s *mesh.Snapshot, w *mesh.Workload) []inboundPort {
 			continue
 		}
 		p := inboundPort{number: t.Port, protocol: t.Protocol}
-		p.mode, p.causes = s.ServerMTLS(w, t.Port)
-		p.causes = slices.Clone(p.causes)
+		p.mode, p.policies = s.ServerMTLS(w, t.Port)
 		for i, svc := range t.Services {
-			p.causes = append(p.causes, svc.Ref)
+			p.services = append(p.services, svc.Ref)
 			if p.service == nil || svc.Created.Before(p.service.Created) {
 				p.service, p.servicePort = svc, t.ServicePorts[i].Number
 			}
 		}
 		if p.service != nil {
-			if p.rule = s.DestinationRule(w.Namespace, p.service); p.rule != nil {
-				p.causes = append(p.causes, p.rule.Ref)
-			}
+			p.rule = s.DestinationRule(w.Namespace, p.service)
 		}
 		ports = append(ports, p)
 	}
@@ -85,13 +84,13 @@ func inboundPorts(s *mesh.Snapshot, w *mesh.Workload) []inboundPort {
 			continue
 		}
 		p := inboundPort{number: number}
-		p.mode, p.causes = s.ServerMTLS(w, number)
+		p.mode, p.policies = s.ServerMTLS(w, number)
 		ports = append(ports, p)
 	}
 	slices.SortFunc(ports, func(a, b inboundPort) int { return int(a.number) - int(b.number) })
 
 	rest := inboundPort{}
-	rest.mode, rest.causes = s.ServerMTLS(w, 0)
+	rest.mode, rest.policies = s.ServerMTLS(w, 0)
 	return append(ports, rest)
 }
 

@@ -42,10 +42,14 @@ func (c inboundContext) resources(ports []inboundPort) []*Resource {
 	var out []*Resource
 	done := map[string]bool{}
 	for _, p := range ports {
-		all = append(all, p.causes...)
+		all = append(append(all, p.policies...), p.services...)
 		if name := p.cluster(); !done[name] {
 			done[name] = true
-			out = append(out, newResource(Cluster, name, c.inboundCluster(p), p.causes...))
+			causes := slices.Clip(p.services)
+			if p.rule != nil {
+				causes = append(causes, p.rule.Ref)
+			}
+			out = append(out, newResource(Cluster, name, c.inboundCluster(p), causes...))
 		}
 	}
 	return append(out, newResource(Listener, virtualInbound, c.inboundListener(ports), all...))
@@ -123,5 +127,5 @@ func workloadScopeName(kind string, w *mesh.Workload, c inboundContext) string {
 
 func (p inboundPort) equal(q inboundPort) bool {
 	return p.number == q.number && p.protocol == q.protocol && p.mode == q.mode && p.service == q.service &&
-		p.servicePort == q.servicePort && p.rule == q.rule && slices.Equal(p.causes, q.causes)
+		p.servicePort == q.servicePort && p.rule == q.rule && slices.Equal(p.policies, q.policies) && slices.Equal(p.services, q.services)
 }
