@@ -69,13 +69,11 @@ var systemNamespaces = []string{metav1.NamespaceSystem, metav1.NamespacePublic, 
 // and always selectors, the policy.
 func (in *Injector) Decide(pod *corev1.Pod, namespace string, nsLabels map[string]string) Decision {
 	asked := in.asked(pod, nsLabels)
-	if asked.Inject || asked.Reason == NamespaceNoLabel {
-		if d, decided := in.prevented(pod, namespace, asked.Inject); decided {
-			return d
-		}
-	}
 	if !asked.Inject {
 		return asked
+	}
+	if d, decided := in.prevented(pod, namespace); decided {
+		return d
 	}
 	return in.podDecision(pod, asked)
 }
@@ -84,7 +82,7 @@ func (in *Injector) Decide(pod *corev1.Pod, namespace string, nsLabels map[strin
 // running the command is what asks for injection.
 func (in *Injector) DecideEnabled(pod *corev1.Pod, namespace string) Decision {
 	asked := Decision{Inject: true, Reason: ByNamespaceLabel, Message: "weft kube-inject injects what does not opt out"}
-	if d, decided := in.prevented(pod, namespace, true); decided {
+	if d, decided := in.prevented(pod, namespace); decided {
 		return d
 	}
 	return in.podDecision(pod, asked)
@@ -130,19 +128,15 @@ func (in *Injector) revision(r string) bool {
 }
 
 // prevented are pods that cannot or must not have a proxy, whoever asks.
-func (in *Injector) prevented(pod *corev1.Pod, namespace string, wanted bool) (Decision, bool) {
+func (in *Injector) prevented(pod *corev1.Pod, namespace string) (Decision, bool) {
 	no := func(r Reason, format string, args ...any) (Decision, bool) {
-		return Decision{Reason: r, Message: fmt.Sprintf(format, args...), Unwanted: wanted}, true
+		return Decision{Reason: r, Message: fmt.Sprintf(format, args...), Unwanted: r != SystemNamespace}, true
 	}
 	switch {
 	case slices.Contains(systemNamespaces, namespace):
-		d, _ := no(SystemNamespace, "namespace %s is never injected", namespace)
-		d.Unwanted = false
-		return d, true
+		return no(SystemNamespace, "namespace %s is never injected", namespace)
 	case namespace == in.o.RootNamespace && pod.Labels[labelInject] != "true":
-		d, _ := no(SystemNamespace, "namespace %s is the control plane's; only a pod label %s=true (a gateway) injects there", namespace, labelInject)
-		d.Unwanted = false
-		return d, true
+		return no(SystemNamespace, "namespace %s is the control plane's; only a pod label %s=true (a gateway) injects there", namespace, labelInject)
 	case pod.Spec.HostNetwork:
 		return no(HostNetwork, "hostNetwork: true: the pod has no network of its own that could be redirected")
 	case pod.Spec.OS != nil && pod.Spec.OS.Name == corev1.Windows:

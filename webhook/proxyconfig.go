@@ -22,6 +22,8 @@ import (
 	"github.com/weft-mesh/weft/redirect"
 )
 
+const istioDiscoveryAddress = "istiod.istio-system.svc:15012"
+
 // Fields of ProxyConfig that stock Envoy, started by kubelet and without an agent, has no use for.
 var uselessProxyConfig = []protoreflect.Name{
 	"config_path", "binary_path", "custom_config_file", "proxy_bootstrap_template_path", "discovery_refresh_delay",
@@ -84,8 +86,8 @@ func (in *Injector) bootstrapSettings(pc *meshconfig.ProxyConfig, u *userSetting
 		IPv4Only:         in.o.IPv4Only,
 		RuntimeValues:    pc.GetRuntimeValues(),
 	}
-	// The mesh default is filled in with Istio's own address, which says nothing beyond ours.
-	if a := pc.GetDiscoveryAddress(); a != "" {
+	// A MeshConfig without the field is filled in with Istio's default, which must not win over what we were told.
+	if a := pc.GetDiscoveryAddress(); a != "" && a != istioDiscoveryAddress {
 		s.DiscoveryAddress = a
 	}
 	if u.discoveryAddress != "" {
