@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	meshconfig "istio.io/api/mesh/v1alpha1"
@@ -84,24 +82,19 @@ func ParseMeshConfig(text string) (*meshconfig.MeshConfig, []string, error) {
 	if err := yaml.Unmarshal([]byte(text), &raw); err != nil {
 		return nil, nil, fmt.Errorf("not YAML: %w", err)
 	}
-	config := DefaultMeshConfig()
-	defaults := proto.Clone(config).(*meshconfig.MeshConfig)
-	// protojson replaces repeated fields only after clearing them, and merges messages only when they are
-	// decoded into: so decode what was written, clear the lists it mentions, and merge.
 	doc, err := json.Marshal(raw)
 	if err != nil {
 		return nil, nil, fmt.Errorf("not a mapping with string keys: %w", err)
 	}
+	// Istio's own JSON decoder: it takes "250ms" and "1h" for durations, which protojson does not.
 	written := &meshconfig.MeshConfig{}
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(doc, written); err != nil {
+	if err := written.UnmarshalJSON(doc); err != nil {
 		return nil, nil, err
 	}
-	var warnings []string
-	if err := protojson.Unmarshal(doc, &meshconfig.MeshConfig{}); err != nil {
-		warnings = append(warnings, err.Error()+"; ignored")
-	}
-	overlay(config.ProtoReflect(), written.ProtoReflect(), raw)
-	config.ExtensionProviders = defaults.ExtensionProviders
+	config := DefaultMeshConfig()
+	providers := config.ExtensionProviders
+	warnings := overlay(config.ProtoReflect(), written.ProtoReflect(), raw, "")
+	config.ExtensionProviders = providers
 	for _, p := range written.ExtensionProviders {
 		replaced := false
 		for i, old := range config.ExtensionProviders {

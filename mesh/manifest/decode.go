@@ -257,7 +257,7 @@ func protoMistake(err error) mistake {
 func jsonMistake(err error) mistake {
 	var t *json.UnmarshalTypeError
 	if errors.As(err, &t) {
-		return mistake{field: t.Field, message: fmt.Sprintf("a %s does not fit here: a %s was expected", t.Value, jsonName(t.Type.String()))}
+		return mistake{field: t.Field, message: fmt.Sprintf("a %s does not fit here: a %s was expected", jsonName(t.Value), jsonName(t.Type.String()))}
 	}
 	text := err.Error()
 	if field, kind, got, ok := typeError(text); ok {
