@@ -63,8 +63,10 @@ func priorityName(p int32, hook uint32) string {
 	switch d := p - prioMangle; {
 	case d == 0:
 		return "mangle"
-	case d > -10 && d < 10:
-		return fmt.Sprintf("mangle %+d", d)
+	case d > 0 && d <= 10:
+		return fmt.Sprintf("mangle + %d", d)
+	case d < 0 && d >= -10:
+		return fmt.Sprintf("mangle - %d", -d)
 	case p == prioNAT && hook == unix.NF_INET_PRE_ROUTING:
 		return "dstnat"
 	}

@@ -98,7 +98,11 @@ func nftSetSteps(what string, l *expr.Lookup, set nftSet) []step {
 	if set.interval {
 		flags |= unix.NFT_SET_INTERVAL
 	}
-	const bigEndian = 2 // what nft writes for anonymous sets; it only matters to whoever prints the set
+	// The byte order of the keys, for whoever prints the set.
+	order := uint32(2)
+	if set.key.Name == nftables.TypeUID.Name || set.key.Name == nftables.TypeGID.Name {
+		order = 1 // the machine's own
+	}
 	steps := []step{nftStep(what, unix.NFT_MSG_NEWSET, netlink.Create,
 		attr(unix.NFTA_SET_TABLE, text(nftTableName)),
 		attr(unix.NFTA_SET_NAME, text(l.SetName)),
@@ -107,7 +111,7 @@ func nftSetSteps(what string, l *expr.Lookup, set nftSet) []step {
 		attr(unix.NFTA_SET_KEY_LEN, be32(set.key.Bytes)),
 		attr(unix.NFTA_SET_ID, be32(l.SetID)),
 		nested(unix.NFTA_SET_DESC, attr(unix.NFTA_SET_DESC_SIZE, be32(uint32(len(set.elements))))),
-		attr(unix.NFTA_SET_USERDATA, userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, bigEndian)))}
+		attr(unix.NFTA_SET_USERDATA, userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, order)))}
 	for piece := range slices.Chunk(set.elements, 1000) {
 		elements := make([]netlink.Attribute, len(piece))
 		for i, e := range piece {

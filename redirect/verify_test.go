@@ -50,7 +50,7 @@ func TestVerifySaysInWordsWhatSomebodyChanged(t *testing.T) {
 		}, "chain output: the rules are all there, but in another order"},
 		{"chain renamed", func(t *nftTable) { t.chains[0].name = "other" }, "chain invalid is missing"},
 		{"strange chain", func(t *nftTable) { t.chains = append(t.chains, nftChain{name: "stranger"}) }, "chain stranger does not belong here"},
-		{"other hook", func(t *nftTable) { t.chains[0].hook = unix.NF_INET_LOCAL_OUT }, "chain invalid is \"type filter hook output priority mangle -1; policy accept;\", want"},
+		{"other hook", func(t *nftTable) { t.chains[0].hook = unix.NF_INET_LOCAL_OUT }, "chain invalid is \"type filter hook output priority mangle - 1; policy accept;\", want"},
 		{"other priority", func(t *nftTable) { t.chains[2].priority = -90 }, "chain output is \"type nat hook output priority -90; policy accept;\", want"},
 		{"set element removed", func(t *nftTable) {
 			for name, set := range t.sets {
