@@ -10,9 +10,12 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/sandbox/pod"
 )
 
 func main() {
+	pod.Init() // does not return when this process is to become a container
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := newWeft().ExecuteContext(ctx)
@@ -38,6 +41,6 @@ func newWeft() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(newKubeInject(), newCheckInject())
+	cmd.AddCommand(newKubeInject(), newCheckInject(), newSandbox())
 	return cmd
 }

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -304,10 +303,3 @@ func finished(p *corev1.Pod) bool {
 }
 
 func active(p *corev1.Pod) bool { return p.DeletionTimestamp == nil && !finished(p) }
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return fmt.Sprintf("1 %s", what)
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}

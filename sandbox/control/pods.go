@@ -173,5 +173,18 @@ func setCondition(st *corev1.PodStatus, t corev1.PodConditionType) {
 	st.Conditions = append(st.Conditions, corev1.PodCondition{Type: t, Status: corev1.ConditionTrue, LastTransitionTime: at})
 }
 
-// Drain waits until every pod that is being stopped has gone.
-func (c *Control) Drain() { c.stopping.Wait() }
+// Drain waits until every pod that is being stopped has gone, and cuts their
+// grace short after limit. Run must have returned.
+func (c *Control) Drain(limit time.Duration) {
+	t := time.AfterFunc(limit, func() {
+		c.pods.mu.Lock()
+		defer c.pods.mu.Unlock()
+		for _, r := range c.pods.running {
+			if r.hurry != nil {
+				r.hurry()
+			}
+		}
+	})
+	defer t.Stop()
+	c.stopping.Wait()
+}
