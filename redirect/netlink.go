@@ -28,7 +28,8 @@ func dialNetlink(protocol int) (*nlSocket, error) {
 	}
 	// A transaction is one message to send, and its default limit is too small for thousands of ranges. FORCE lifts the
 	// administrator's limit and needs NET_ADMIN, which the rules need too. An answer is never waited for longer than the kernel could take.
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 16<<20); err == nil {
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 16<<20)
+	if err == nil {
 		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10})
 	}
 	if err == nil {
