@@ -139,15 +139,16 @@ func (c inboundContext) inboundListener(ports []inboundPort) *listener.Listener 
 	}
 	var tlsPorts, httpPorts inspected
 	patient := true
+	sniffed := false // plaintext is taken somewhere
 	for _, p := range ports {
-		as := arrivals(p.mode, p.protocol)
-		for _, a := range as {
+		for _, a := range arrivals(p.mode, p.protocol) {
 			chains = append(chains, c.chain(p, a))
 			// A chain that takes bytes without mesh TLS may lead to a server that speaks first.
 			patient = patient && (a.mtls || a.http)
 		}
-		tlsPorts.add(p.number, needsTLSInspector(as))
-		httpPorts.add(p.number, needsHTTPInspector(as))
+		tlsPorts.add(p.number, needsTLSInspector(p.mode))
+		httpPorts.add(p.number, needsHTTPInspector(p.mode, p.protocol))
+		sniffed = sniffed || p.mode != mesh.MTLSStrict
 	}
 	for _, number := range []uint16{portOutbound, portInbound, portProof, portKubeletProbe} {
 		tlsPorts.add(number, false)
@@ -169,7 +170,7 @@ func (c inboundContext) inboundListener(ports []inboundPort) *listener.Listener 
 		f.FilterDisabled = tlsPorts.disabled()
 		l.ListenerFilters = append(l.ListenerFilters, f)
 	}
-	if httpPorts.any() {
+	if sniffed {
 		f := inspectHTTP()
 		f.FilterDisabled = httpPorts.disabled()
 		l.ListenerFilters = append(l.ListenerFilters, f)

@@ -445,3 +445,62 @@ func matchesVisit(got, want string) bool {
 	gotHead, xfcc, _ := strings.Cut(got, " xfcc=")
 	return gotHead == head && strings.Contains(xfcc, "By=spiffe://cluster.local/ns/default/sa/app;Hash=") && strings.Contains(xfcc, uri)
 }
+
+func TestOpenConnectionsSurviveChangesOfOtherPorts(t *testing.T) {
+	for _, mode := range []string{"PERMISSIVE", "STRICT", "DISABLE"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			l.redirect(redirect.Default())
+			l.serveBanner(9001)
+			s := snapshotOf(t, labPolicy(mode))
+			e := l.start(l.pod, append(inboundSets(s, labProxy(s)), l.secrets("app"))...)
+			conn, err := l.outside.dial(context.Background(), "tcp", "10.77.0.2:9001")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(15 * time.Second))
+			if mode == "STRICT" {
+				conn = tls.Client(conn, l.meshTLS("istio-peer-exchange", "istio"))
+			}
+			in := bufio.NewReader(conn)
+			say := func(word string) {
+				t.Helper()
+				io.WriteString(conn, word+"\n")
+				if line, err := in.ReadString('\n'); line != word+"\n" {
+					t.Errorf("%q comes back as %q, %v", word, line, err)
+				}
+			}
+			if line, err := in.ReadString('\n'); line != "220 hello\n" {
+				t.Fatalf("%q, %v", line, err)
+			}
+			say("before")
+			s = snapshotOf(t, labPolicy(mode)+`
+---
+apiVersion: v1
+kind: Service
+metadata: {name: more, namespace: default}
+spec:
+  selector: {app: app}
+  clusterIP: 10.96.0.11
+  ports: [{name: http-new, port: 80, targetPort: 8081}, {name: new, port: 81, targetPort: 8082}, {name: grpc-new, port: 82, targetPort: 8083}]
+`)
+			e.update(append(inboundSets(s, labProxy(s)), l.secrets("app"))...)
+			say("after")
+			// The listener's former self is gone after the drain time of one second, with the connections it owned.
+			if err := poll(5*time.Second, func() error {
+				if n := e.stat("listener_manager.total_listeners_draining") + e.stat("listener_manager.total_filter_chains_draining"); n > 0 {
+					return fmt.Errorf("%d still draining", n)
+				}
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+			if n := e.stat("listener_manager.listener_in_place_updated"); n != 1 {
+				t.Errorf("the listener was updated in place %d times", n)
+			}
+			say("much later")
+		})
+	}
+}

@@ -72,23 +72,8 @@ func newLab(t *testing.T) *lab {
 	})
 	l.outside.up()
 	l.pod.up()
-	l.pod.in(func() error {
-		eth0, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
-		for _, route := range []string{"0.0.0.0/0", "::/0"} {
-			_, dst, _ := net.ParseCIDR(route)
-			gw := l.outside.v4
-			if dst.IP.To4() == nil {
-				gw = l.outside.v6
-			}
-			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: dst, Gw: gw.AsSlice()}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	l.pod.routeVia(l.outside)
+	l.outside.routeVia(l.pod)
 	return l
 }
 
@@ -152,6 +137,25 @@ func (p place) up() {
 				}
 			}
 			if err := netlink.LinkSetUp(link); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// routeVia sends what is for nobody on the cable to the other side, so that service addresses have a way at all.
+func (p place) routeVia(other place) {
+	p.t.Helper()
+	p.in(func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		for _, gateway := range []netip.Addr{other.v4, other.v6} {
+			all := netip.PrefixFrom(gateway, 0).Masked()
+			dst := &net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, gateway.BitLen())}
+			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: dst, Gw: gateway.AsSlice()}); err != nil {
 				return err
 			}
 		}
@@ -225,13 +229,15 @@ func connectionEnd(err error) string {
 }
 
 // redirect applies rules to the pod's namespace.
-func (l *lab) redirect(spec redirect.Spec) {
-	l.t.Helper()
+func (l *lab) redirect(spec redirect.Spec) { l.t.Helper(); l.pod.redirect(spec) }
+
+func (p place) redirect(spec redirect.Spec) {
+	p.t.Helper()
 	backend, err := redirect.Open(redirect.NFTables)
 	if err != nil {
-		l.t.Fatal(err)
+		p.t.Fatal(err)
 	}
-	l.pod.in(func() error { return backend.Apply(spec) })
+	p.in(func() error { return backend.Apply(spec) })
 }
 
 // svid issues a certificate for a service account in namespace default.
@@ -303,7 +309,8 @@ static_resources:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
         explicit_http_config: {http2_protocol_options: {}}
 `
-	cmd := exec.Command(kit.Envoy(l.t), "--config-yaml", config, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
+	cmd := exec.Command(kit.Envoy(l.t), "--config-yaml", config, "--disable-hot-restart", "--concurrency", "1", "-l", "warning",
+		"--drain-time-s", "1", "--drain-strategy", "immediate", "--file-flush-interval-msec", "50")
 	cmd.Stdout, cmd.Stderr = e.log, e.log
 	user := &syscall.Credential{Uid: redirect.ProxyUID, Gid: redirect.ProxyGID}
 	if l.privileged {
@@ -503,4 +510,15 @@ func (x *tinyXDS) StreamAggregatedResources(stream discovery.AggregatedDiscovery
 			}
 		}
 	}
+}
+
+// stat reads one of Envoy's counters or gauges.
+func (e *envoyProcess) stat(name string) int {
+	e.t.Helper()
+	out := e.where.get("http://127.0.0.1:15000/stats?filter=^" + name + "$")
+	var n int
+	if _, err := fmt.Sscanf(out, "200 "+name+": %d", &n); err != nil {
+		e.t.Fatalf("stat %s: %q", name, out)
+	}
+	return n
 }

@@ -90,24 +90,13 @@ func (a arrival) match(port uint16) *listener.FilterChainMatch {
 	return m
 }
 
-// needsTLSInspector and needsHTTPInspector say which listener filters a port's arrivals depend on. A filter that is not needed
-// is switched off for the port: it would only make servers that speak first wait for a client that never does.
-func needsTLSInspector(as []arrival) bool {
-	for _, a := range as {
-		if a.transport != "" {
-			return true
-		}
-	}
-	return false
-}
+// Which listener filters look at the first bytes of connections to a port. They are switched off only where they would make a server
+// that speaks first wait for nothing: any other distinction between ports would change the listener with every
+// Service, and Envoy closes the connections of all ports when anything but a filter chain changes.
+func needsTLSInspector(mode mesh.MTLSMode) bool { return mode != mesh.MTLSDisable }
 
-func needsHTTPInspector(as []arrival) bool {
-	for _, a := range as {
-		if a.transport != transportTLS && len(a.alpn) > 0 {
-			return true
-		}
-	}
-	return false
+func needsHTTPInspector(mode mesh.MTLSMode, protocol mesh.Protocol) bool {
+	return mode != mesh.MTLSDisable || protocol.IsHTTP() || protocol == mesh.ProtocolAuto
 }
 
 // serverMTLS is the server's half of mesh TLS: the workload's SVID, and a client certificate that chains to the
