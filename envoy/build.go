@@ -2,7 +2,6 @@ package envoy
 
 import (
 	"net/netip"
-	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -26,8 +25,6 @@ func anyOf(m proto.Message) *anypb.Any {
 func u32(v uint32) *wrapperspb.UInt32Value { return wrapperspb.UInt32(v) }
 func yes() *wrapperspb.BoolValue           { return wrapperspb.Bool(true) }
 func no() *wrapperspb.BoolValue            { return wrapperspb.Bool(false) }
-
-func seconds(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
 
 // fromADS says that a resource comes over the stream it was named on.
 func fromADS() *core.ConfigSource {
@@ -63,10 +60,6 @@ func transportSocket(name string, config proto.Message) *core.TransportSocket {
 
 func networkFilter(name string, config proto.Message) *listener.Filter {
 	return &listener.Filter{Name: name, ConfigType: &listener.Filter_TypedConfig{TypedConfig: anyOf(config)}}
-}
-
-func extension(name string, config proto.Message) *core.TypedExtensionConfig {
-	return &core.TypedExtensionConfig{Name: name, TypedConfig: anyOf(config)}
 }
 
 // listenerFilter is switched off for connections to the given destination ports.

@@ -43,14 +43,36 @@ func (b *bundle) fits(c client) bool {
 		(b.uses&usesLocality == 0 || b.client.locality == c.locality)
 }
 
-// A pool holds the bundles of all Worlds, by host.
+// A pool holds what Worlds and scopes share: bundles by host, and single Resources by content.
 type pool struct {
-	mu    sync.Mutex
-	hosts map[string][]*bundle
-	swept uint64
+	mu        sync.Mutex
+	hosts     map[string][]*bundle
+	resources map[content]*Resource
+	swept     uint64
 }
 
-func newPool() *pool { return &pool{hosts: map[string][]*bundle{}} }
+type content struct {
+	Type          Type
+	name, version string
+}
+
+func newPool() *pool {
+	return &pool{hosts: map[string][]*bundle{}, resources: map[content]*Resource{}}
+}
+
+// intern replaces each resource by one of the same content that some scope has already.
+func (p *pool) intern(resources []*Resource) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, r := range resources {
+		key := content{r.Type, r.Name, r.Version}
+		if known := p.resources[key]; known != nil && slices.Equal(known.Causes, r.Causes) {
+			resources[i] = known
+		} else {
+			p.resources[key] = r
+		}
+	}
+}
 
 func (p *pool) candidates(host string) []*bundle {
 	p.mu.Lock()
@@ -86,6 +108,7 @@ func (p *pool) sweep(generation uint64) {
 		return
 	}
 	p.swept = generation
+	clear(p.resources) // sets in use keep theirs
 	for host, bs := range p.hosts {
 		if bs = live(bs, generation); len(bs) == 0 {
 			delete(p.hosts, host)
@@ -114,6 +137,7 @@ func (w *World) bundle(v *view, svc *mesh.Service) *bundle {
 	if relative != nil {
 		b.takeOver(relative)
 	}
+	w.pool.intern(b.resources)
 	b.used.Store(w.generation)
 	w.pool.add(b)
 	return b

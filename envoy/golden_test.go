@@ -78,7 +78,7 @@ func TestGoldens(t *testing.T) {
 	}
 }
 
-func contents(t *testing.T, name string) string {
+func contents(t testing.TB, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(name)
 	if err != nil {
@@ -265,9 +265,7 @@ func static(t *testing.T, sets []*Set) *bootstrap.Bootstrap {
 	if !slices.ContainsFunc(b.StaticResources.Clusters, func(c *cluster.Cluster) bool { return c.Name == blackHoleCluster }) {
 		b.StaticResources.Clusters = append(b.StaticResources.Clusters, &cluster.Cluster{Name: blackHoleCluster})
 	}
-	for _, l := range listeners {
-		b.StaticResources.Listeners = append(b.StaticResources.Listeners, l)
-	}
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, listeners...)
 	secrets := map[string]*tls.Secret{}
 	rewrite(t, b.ProtoReflect(), func(m proto.Message) {
 		switch m := m.(type) {

@@ -59,6 +59,7 @@ func (w *World) buildOutbound(v *view, old *scope) (*Set, any) {
 	}
 
 	resources := []*Resource{virtualOutbound(parts.config), blackHole(parts.config), passthrough(parts.config)}
+	w.pool.intern(resources)
 	for _, b := range parts.bundles {
 		resources = append(resources, b.resources...)
 		for _, h := range b.vhosts {
@@ -76,6 +77,7 @@ func (w *World) buildOutbound(v *view, old *scope) (*Set, any) {
 			p.resources = f.resources
 		} else {
 			p.build(number, parts.config)
+			w.pool.intern(p.resources)
 		}
 		resources = append(resources, p.resources...)
 	}
@@ -127,7 +129,11 @@ func (p *sharedPort) build(number uint16, m *meshconfig.MeshConfig) {
 	var refs []mesh.Ref
 	if len(p.hosts) > 0 {
 		table := routeTable(name, append(slices.Clone(p.hosts), catchAll(m)))
-		refs = table.Causes
+		for _, c := range table.Causes {
+			if c.Kind == "Service" {
+				refs = append(refs, c)
+			}
+		}
 		p.resources = append(p.resources, table)
 		l.FilterChains = append(l.FilterChains, httpChain(outboundHTTP(m, "outbound_"+l.Name, name)))
 	}

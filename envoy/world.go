@@ -40,19 +40,25 @@ type World struct {
 	mu      sync.Mutex
 	indexes map[string]*routeIndex // by client namespace
 	scopes  map[string]*scope
-	old     map[string]*scope      // of the previous World
+	old     map[string]former      // of the previous World
 	oldIdx  map[string]*routeIndex //
 }
 
 // A scope is one Set in the making: the first proxy that needs it builds it, others wait.
 type scope struct {
 	once     sync.Once
+	built    chan struct{} // closed when the rest is there
 	set      *Set
 	reads    []read
 	uses     uses
 	problems []Problem
 	parts    any // what the builder wants to find again in the next World
-	idle     int // for how many Worlds nobody asked for it
+}
+
+// A former scope is of a World before this one.
+type former struct {
+	*scope
+	idle int // for how many Worlds nobody asked for it
 }
 
 // keepIdle is how many snapshots a scope survives that no proxy asks for: one that reconnects soon gets what it
@@ -76,18 +82,14 @@ func NewWorld(s *mesh.Snapshot, prev *World) *World {
 	prev.mu.Lock()
 	defer prev.mu.Unlock()
 	w.oldIdx = prev.indexes
-	w.old = make(map[string]*scope, len(prev.scopes))
+	w.old = make(map[string]former, len(prev.scopes))
 	for name, s := range prev.old {
 		if prev.scopes[name] == nil && s.idle < keepIdle {
-			idle := &scope{set: s.set, reads: s.reads, uses: s.uses, problems: s.problems, parts: s.parts, idle: s.idle + 1}
-			w.old[name] = idle
+			w.old[name] = former{s.scope, s.idle + 1}
 		}
 	}
 	for name, s := range prev.scopes {
-		s.once.Do(func() {}) // wait for one that is being built; one that never was has nothing to give
-		if s.set != nil {
-			w.old[name] = s
-		}
+		w.old[name] = former{s, 0} // perhaps still being built; who needs it waits
 	}
 	return w
 }
@@ -142,13 +144,17 @@ func (w *World) scope(name string, c client, build func(v *view, old *scope) (*S
 	w.mu.Lock()
 	s := w.scopes[name]
 	if s == nil {
-		s = &scope{}
+		s = &scope{built: make(chan struct{})}
 		w.scopes[name] = s
 	}
-	old := w.old[name]
+	old := w.old[name].scope
 	w.mu.Unlock()
 
 	s.once.Do(func() {
+		defer close(s.built)
+		if old != nil {
+			<-old.built
+		}
 		v := w.view(c)
 		if old != nil && len(old.reads) > 0 && v.holds(old.reads) {
 			s.set, s.reads, s.uses, s.parts = old.set, old.reads, old.uses, old.parts
