@@ -303,6 +303,11 @@ func (n *node) logs(pod *corev1.Pod, container string, o LogOptions) string {
 func (n *node) untilLog(pod *corev1.Pod, container, text string) {
 	n.t.Helper()
 	var out strings.Builder
+	defer func() {
+		if n.t.Failed() {
+			n.t.Logf("log of %s: %q", container, out.String())
+		}
+	}()
 	eventually(n.t, fmt.Sprintf("log of %s: %q", container, text), func() bool {
 		out.Reset()
 		_ = n.Logs(n.t.Context(), pod.UID, container, LogOptions{}, &out)
@@ -349,3 +354,7 @@ func httpGet(t testing.TB, url string) (int, string) {
 
 // runDaemon is a Runner that is killed: see the tests of Clean.
 func runDaemon() int { return 0 }
+
+func podEnded(s corev1.PodStatus) bool {
+	return s.Phase == corev1.PodSucceeded || s.Phase == corev1.PodFailed
+}

@@ -57,33 +57,72 @@ func makeSpaces(s *sandbox, hostname string, sysctls []corev1.Sysctl) error {
 	}
 	result := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, and what it unshared lives on in the mounts only.
 		runtime.LockOSThread()
-		result <- func() error {
-			if err := unix.Unshare(flags); err != nil {
-				return fmt.Errorf("unshare: %w", err)
-			}
-			if err := unix.Sethostname([]byte(hostname)); err != nil {
-				return fmt.Errorf("sethostname %q: %w", hostname, err)
-			}
-			if !s.host {
-				if err := prepareNetwork(sysctls); err != nil {
-					return err
-				}
-			}
-			for kind, path := range files {
-				if err := pin("/proc/thread-self/ns/"+kind, path); err != nil {
-					return err
-				}
-			}
-			return nil
-		}()
+		back, err := comeBack(flags)
+		if err != nil {
+			result <- err
+			return
+		}
+		err = unshareAndPin(s, flags, files, hostname, sysctls)
+		// A thread that stays locked ends with its goroutine, but for the program's first: that one is put away with all
+		// its namespaces, would keep the pod's alive, and /proc/PID/ns of the program would show them.
+		if lost := back(); lost != nil {
+			err = errors.Join(err, lost)
+		} else {
+			runtime.UnlockOSThread()
+		}
+		result <- err
 	}()
 	err := <-result
 	if err != nil {
 		err = errors.Join(err, dropSpaces(s))
 	}
 	return err
+}
+
+func unshareAndPin(s *sandbox, flags int, files map[string]string, hostname string, sysctls []corev1.Sysctl) error {
+	if err := unix.Unshare(flags); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Sethostname([]byte(hostname)); err != nil {
+		return fmt.Errorf("sethostname %q: %w", hostname, err)
+	}
+	if !s.host {
+		if err := prepareNetwork(sysctls); err != nil {
+			return err
+		}
+	}
+	for kind, path := range files {
+		if err := pin("/proc/thread-self/ns/"+kind, path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// comeBack returns a function that puts the calling thread back into its present namespaces.
+func comeBack(flags int) (func() error, error) {
+	own := map[int]int{}
+	for kind, flag := range map[string]int{"net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS} {
+		if flags&flag == 0 {
+			continue
+		}
+		fd, err := unix.Open("/proc/thread-self/ns/"+kind, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("own %s namespace: %w", kind, err)
+		}
+		own[flag] = fd
+	}
+	return func() error {
+		var errs []error
+		for flag, fd := range own {
+			if err := unix.Setns(fd, flag); err != nil {
+				errs = append(errs, fmt.Errorf("return to the own namespace: %w", err))
+			}
+			unix.Close(fd)
+		}
+		return errors.Join(errs...)
+	}, nil
 }
 
 // prepareNetwork does what containerd does to a new network namespace.

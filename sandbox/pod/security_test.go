@@ -108,8 +108,8 @@ spec:
 			t.Errorf("container a does not see %q: %s", want, seen)
 		}
 	}
-	pid := n.sh(pod, "a", "grep -l 1002 /proc/[0-9]*/cmdline | cut -d/ -f3 | head -1")
-	n.sh(pod, "a", "kill -9 "+pid)
+	pid := n.sh(pod, "a", "grep -la '^sleep.1002' /proc/[0-9]*/cmdline | cut -d/ -f3")
+	n.sh(pod, "a", "kill -TERM "+pid)
 	n.until(pod, "restart of b", func(s corev1.PodStatus) bool { return s.ContainerStatuses[1].RestartCount == 1 })
 }
 
