@@ -14,7 +14,7 @@ import (
 )
 
 // snapshotOf is the mesh that YAML documents describe.
-func snapshotOf(t *testing.T, documents string) *mesh.Snapshot {
+func snapshotOf(t testing.TB, documents string) *mesh.Snapshot {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{kubernetes.AddToScheme, istio.AddToScheme} {
