@@ -352,8 +352,19 @@ func httpGet(t testing.TB, url string) (int, string) {
 	return res.StatusCode, string(body)
 }
 
-// runDaemon is a Runner that is killed: see the tests of Clean.
-func runDaemon() int { return 0 }
+// uid is short for the key of maps.
+type uid = types.UID
+
+// fatal is the testing.TB of a process that is not a test: only what runDaemon calls is there.
+type fatal struct{ testing.TB }
+
+func (*fatal) Helper()                  {}
+func (*fatal) Context() context.Context { return context.Background() }
+func (*fatal) Fatal(args ...any)        { fmt.Fprintln(os.Stderr, args...); os.Exit(1) }
+func (*fatal) Fatalf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+	os.Exit(1)
+}
 
 func podEnded(s corev1.PodStatus) bool {
 	return s.Phase == corev1.PodSucceeded || s.Phase == corev1.PodFailed
