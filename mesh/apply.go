@@ -192,6 +192,11 @@ func (s *Store) setSpec(key Key, meta Meta, spec proto.Message) {
 			spec.Host = host
 		}
 		setConfig(s, key, p.destinationRules, s.current.destinationRuleTable, name, &DestinationRule{Meta: meta, Spec: spec})
+		var problems []Problem
+		if len(spec.GetWorkloadSelector().GetMatchLabels()) > 0 {
+			problems = []Problem{{meta.Ref, "spec.workloadSelector", "not supported yet: this rule has no effect"}}
+		}
+		s.report(key, problems)
 	case *networking.Gateway:
 		setConfig(s, key, p.gateways, s.current.gatewayTable, name, &Gateway{Meta: meta, Spec: spec})
 	case *security.PeerAuthentication:

@@ -57,9 +57,8 @@ func mergeRules(rules []*DestinationRule, prev *namespaceRules) *namespaceRules 
 	n := &namespaceRules{inputs: rules, exact: map[string][]*DestinationRule{}}
 	groups := map[string][][]*DestinationRule{} // host -> groups of one exportTo, in order of precedence
 	for _, r := range rules {
-		if r.Spec.WorkloadSelector != nil && len(r.Spec.WorkloadSelector.MatchLabels) > 0 {
-			n.selecting(r)
-			continue
+		if len(r.Spec.GetWorkloadSelector().GetMatchLabels()) > 0 {
+			continue // for single workloads, which the lookup by namespace does not know; the Store reports it
 		}
 		h := r.Spec.Host
 		i := slices.IndexFunc(groups[h], func(g []*DestinationRule) bool { return sameSet(g[0].Spec.ExportTo, r.Spec.ExportTo) })
@@ -80,10 +79,6 @@ func mergeRules(rules []*DestinationRule, prev *namespaceRules) *namespaceRules 
 	sort.Slice(n.wildcard, func(i, j int) bool { return CompareHosts(n.wildcard[i].host, n.wildcard[j].host) < 0 })
 	return n
 }
-
-// selecting leaves rules with a workloadSelector out: they are for single workloads, which
-// the lookup by namespace does not know.
-func (n *namespaceRules) selecting(*DestinationRule) {}
 
 func mergeGroup(group []*DestinationRule, prev *namespaceRules) *DestinationRule {
 	if len(group) == 1 {

@@ -1,0 +1,156 @@
+package mesh
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	networking "istio.io/api/networking/v1alpha3"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// next takes an update that must be there by now (in the time of the test's bubble).
+func next(t *testing.T, updates <-chan Update) Update {
+	t.Helper()
+	synctest.Wait()
+	select {
+	case u := <-updates:
+		return u
+	default:
+		t.Fatal("no update")
+		return Update{}
+	}
+}
+
+func none(t *testing.T, updates <-chan Update, why string) {
+	t.Helper()
+	synctest.Wait()
+	select {
+	case u := <-updates:
+		t.Fatalf("an update came: %s (%v)", why, u.Changes)
+	default:
+	}
+}
+
+func vs(host string) Object {
+	return Object{Object: virtualService("a", "v", 1, &networking.VirtualService{Hosts: []string{host}})}
+}
+
+func TestTheFirstUpdateIsTheMeshOfThisMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore(Options{})
+		s.Apply(reviews()...)
+		u := next(t, s.Updates(t.Context()))
+		if u.Snapshot.Workload("default", "reviews-1") == nil || u.Changes.Len() != 0 {
+			t.Errorf("got %v", u)
+		}
+	})
+}
+
+func TestConfigurationWaitsUntilItIsQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore(Options{})
+		updates := s.Updates(t.Context())
+		next(t, updates)
+		s.Apply(vs("a.com"))
+		time.Sleep(60 * time.Millisecond)
+		s.Apply(vs("b.com"))
+		time.Sleep(60 * time.Millisecond)
+		none(t, updates, "only 60 ms have been quiet")
+		time.Sleep(40 * time.Millisecond)
+		u := next(t, updates)
+		if !u.Changes.Has(Key{"VirtualService", "a", "v"}) || u.Snapshot.VirtualServicesFor("a", "mesh", "b.com") == nil {
+			t.Errorf("got %v", u)
+		}
+		time.Sleep(time.Minute)
+		none(t, updates, "nothing changed")
+		s.Apply(vs("b.com"))
+		time.Sleep(time.Minute)
+		none(t, updates, "the same object was applied again")
+	})
+}
+
+func TestConfigurationIsNotHeldBackForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore(Options{DebounceMax: time.Second})
+		updates := s.Updates(t.Context())
+		next(t, updates)
+		start := time.Now()
+		for i := 0; ; i++ {
+			s.Apply(vs(string(rune('a'+i%26)) + ".com"))
+			time.Sleep(50 * time.Millisecond)
+			synctest.Wait()
+			select {
+			case <-updates:
+				if waited := time.Since(start); waited < time.Second || waited > 1100*time.Millisecond {
+					t.Errorf("it came after %v", waited)
+				}
+				return
+			default:
+			}
+			if time.Since(start) > 5*time.Second {
+				t.Fatal("it never came")
+			}
+		}
+	})
+}
+
+func TestEndpointsGoAtOnceAndDoNotTakeConfigurationAlong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore(Options{})
+		s.Apply(reviews()...)
+		updates := s.Updates(t.Context())
+		next(t, updates)
+		s.Apply(vs("a.com"))
+		s.Delete(Key{"Pod", "default", "reviews-1"})
+		u := next(t, updates)
+		if u.Snapshot.Workload("default", "reviews-1") != nil || !u.Changes.HasKind(KindEndpoints) {
+			t.Errorf("the pod is still there: %v", u.Changes)
+		}
+		if u.Snapshot.VirtualServices("a", "mesh") != nil {
+			t.Error("the VirtualService did not wait")
+		}
+		for range 9 { // endpoints that come and go must not keep configuration waiting
+			time.Sleep(10 * time.Millisecond)
+			s.Apply(Object{Object: &corev1.Pod{ObjectMeta: meta("default", "p"+time.Now().String())}})
+			next(t, updates)
+		}
+		time.Sleep(10 * time.Millisecond)
+		if u := next(t, updates); u.Snapshot.VirtualServices("a", "mesh") == nil {
+			t.Errorf("after 100 ms: %v", u.Changes)
+		}
+	})
+}
+
+func TestEndpointsWaitTooWhenAskedTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore(Options{DebounceEndpoints: true})
+		updates := s.Updates(t.Context())
+		next(t, updates)
+		s.Apply(reviews()...)
+		none(t, updates, "nothing was quiet yet")
+		time.Sleep(100 * time.Millisecond)
+		if u := next(t, updates); u.Snapshot.Workload("default", "reviews-1") == nil {
+			t.Error("the pod is missing")
+		}
+	})
+}
+
+func TestASlowReaderSkipsSnapshotsAndMissesNoChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore(Options{})
+		s.Apply(reviews()...)
+		slow, fast := s.Updates(t.Context()), s.Updates(t.Context())
+		next(t, slow)
+		next(t, fast)
+		for _, pod := range []string{"reviews-1", "reviews-2"} {
+			s.Delete(Key{"Pod", "default", pod})
+			next(t, fast)
+		}
+		u := next(t, slow)
+		if !u.Changes.Has(Key{"Pod", "default", "reviews-1"}) || !u.Changes.Has(Key{"Pod", "default", "reviews-2"}) || u.Snapshot.Version() != s.Snapshot().Version() {
+			t.Errorf("got version %d, %v", u.Snapshot.Version(), u.Changes)
+		}
+		none(t, slow, "it has everything")
+	})
+}
