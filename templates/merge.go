@@ -8,7 +8,7 @@ import (
 
 // Merge applies overlay to pod by the rules of a strategic merge patch (Kubernetes API conventions): fields of the overlay win,
 // maps are merged by key, lists by their merge key (containers by name, mounts by path) when they have one, and replaced
-// otherwise; new elements go to the end. What is zero in the overlay is not there. The outcome is that of
+// otherwise. New elements go to the end: the user's containers stay the first. What is zero in the overlay is not there. The outcome is that of
 // strategicpatch.StrategicMergePatch on the JSON of both (a test holds them together), at a small part of its cost, and
 // without dropping the difference between an empty and an absent list of the pod.
 //

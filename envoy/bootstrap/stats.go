@@ -12,8 +12,11 @@ import (
 
 // What Istio's bootstrap keeps of Envoy's statistics: a sidecar has some fifty per cluster, and most are never looked at.
 // Istio users add more with proxyStatsMatcher.
+//
+// The clusters of probes and of the redirect proof must be among them: Envoy's health_check filter reads the gauges
+// membership_total and membership_healthy, and answers 503 for ever when they are filtered out.
 var (
-	keptPrefixes = []string{"cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm", "wasmcustom", "istio", "component", "main_thread", "runtime"}
+	keptPrefixes = []string{"cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "cluster.app-probe|", "cluster.redirect-proof", "wasm", "istio", "component"}
 	keptSuffixes = []string{"rbac.allowed", "rbac.denied", "shadow_allowed", "shadow_denied", "downstream_cx_active"}
 )
 
@@ -31,6 +34,7 @@ var statsTags = []struct{ name, regex string }{
 	{"mongo_prefix", `^mongo\.(.+?)\.(collection|cmd|cx_|op_|delays_|decoding_)(.*?)$`},
 }
 
+// statsConfig refuses expressions that Envoy would refuse at start.
 func statsConfig(s Settings) (*metricsv3.StatsConfig, error) {
 	var tags []*metricsv3.TagSpecifier
 	domain := regexp.QuoteMeta(s.ClusterDomain)
