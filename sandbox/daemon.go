@@ -201,7 +201,7 @@ func (d *daemon) prepare(hostNS *os.File) error {
 		DNS:    pod.DNS{Server: d.plan.DNS[0], Domain: clusterDomain},
 		Node:   pod.Node{Name: nodeName, IP: d.plan.Node[0].Addr(), IPs: addrsOf(d.plan.Node)},
 		Status: d.control.SetPodStatus,
-		Event:  func(p *corev1.Pod, kind, reason, message string) { d.control.Event(p, kind, reason, message) },
+		Event:  d.podEvent,
 		Log:    d.log,
 	})
 	if err != nil {
@@ -209,6 +209,16 @@ func (d *daemon) prepare(hostNS *os.File) error {
 	}
 	d.control.Kubelet = d.runner
 	return nil
+}
+
+// podEvent records what kubelet would, and explains the one event that a user
+// of the mesh could not: the proxy's probe goes to a port that only the redirection leads to Envoy.
+func (d *daemon) podEvent(p *corev1.Pod, kind, reason, message string) {
+	d.control.Event(p, kind, reason, message)
+	if reason == "Unhealthy" && strings.Contains(message, ":15099") && strings.Contains(message, "connection refused") {
+		d.control.Event(p, corev1.EventTypeWarning, "NotRedirected",
+			"the pod's traffic is not redirected to its proxy, so its containers are not started or not ready: weft-cni is missing from the CNI chain, or the pod's rules were removed")
+	}
 }
 
 func addrsOf(ps []netip.Prefix) (out []netip.Addr) {

@@ -45,7 +45,7 @@ func Clean(ctx context.Context, d Dir) error {
 		return err
 	}
 	var faults []error
-	if runner, err := pod.New(pod.Config{Root: d.Pods()}); err == nil {
+	if runner, err := pod.New(d.runnerToClean()); err == nil {
 		faults = append(faults, runner.Clean(ctx))
 	} else {
 		faults = append(faults, err)
@@ -66,13 +66,26 @@ func Clean(ctx context.Context, d Dir) error {
 	return nil
 }
 
+// runnerToClean is a runner for CNI DEL and the like; it works with the
+// defaults when the sandbox died before it wrote its options.
+func (d Dir) runnerToClean() pod.Config {
+	o, err := d.loadOptions()
+	if err != nil {
+		o = Options{IPFamily: Dual}
+	}
+	list, err := conflist(d, o.IPFamily.plan(), o.WithoutCNI)
+	if err != nil {
+		list = nil // pod.New says what is wrong with it
+	}
+	return pod.Config{Root: d.Pods(), CNI: pod.CNI{Conflist: list, Path: o.CNIBinDirs}}
+}
+
 // killAll ends the daemon and every process in the sandbox's network namespaces, and waits until they are gone.
 func killAll(ctx context.Context, d Dir) error {
 	inodes := map[uint64]bool{}
-	host, _ := nsInode("/proc/self/ns/net")
 	add := func(path string) {
-		// A file that is not (yet) a mount point has an inode of its own file system, which no namespace has.
-		if ino, ok := nsInode(path); ok && ino != host {
+		// Only what is a mounted namespace counts: a plain file's inode could be any number.
+		if ino, ok := mountedNS(path); ok {
 			inodes[ino] = true
 		}
 	}

@@ -176,6 +176,17 @@ func nsInode(path string) (uint64, bool) {
 	return st.Ino, true
 }
 
+// mountedNS is nsInode for a path that must be a namespace other than that of the machine's first process.
+func mountedNS(path string) (uint64, bool) {
+	var fs unix.Statfs_t
+	if unix.Statfs(path, &fs) != nil || fs.Type != unix.NSFS_MAGIC {
+		return 0, false
+	}
+	ino, ok := nsInode(path)
+	machine, _ := nsInode("/proc/1/ns/net")
+	return ino, ok && ino != machine
+}
+
 // processesIn finds the processes whose network namespace is one of these.
 func processesIn(inodes map[uint64]bool) []int {
 	var out []int
@@ -185,7 +196,7 @@ func processesIn(inodes map[uint64]bool) []int {
 	}
 	for _, e := range entries {
 		var pid int
-		if _, err := fmt.Sscanf(e.Name(), "%d", &pid); err != nil || pid == os.Getpid() {
+		if _, err := fmt.Sscanf(e.Name(), "%d", &pid); err != nil || pid == os.Getpid() || pid == os.Getppid() {
 			continue
 		}
 		if ino, ok := nsInode(filepath.Join("/proc", e.Name(), "ns/net")); ok && inodes[ino] {

@@ -85,6 +85,9 @@ func (f *sandboxFlags) get(cmd *cobra.Command, g *getFlags, args []string) error
 			return errors.New("an object cannot be named together with -A")
 		}
 		objects, err := c.Get(cmd.Context(), sandbox.Query{Kind: t.kind, Namespace: ns, Name: t.name, Selector: g.selector})
+		if errors.Is(err, sandbox.ErrNoSandbox) {
+			return err
+		}
 		if err != nil {
 			if g.ignore {
 				continue

@@ -124,12 +124,23 @@ func (s *Server) check(all []placed) (faults []error) {
 			faults = append(faults, fmt.Errorf("%s: %s %q: %w", p.doc.Place(p.doc.lineOf(e.Field)), kind.Kind, p.obj.GetName(), e))
 		}
 		if kind.IsMesh() && s.Mesh != nil {
-			if err := s.Mesh(trial); err != nil {
+			for _, err := range each(s.Mesh(trial)) {
 				faults = append(faults, fmt.Errorf("%s: %s %q: %w", p.doc.Place(p.doc.lineOf(errorField(err))), kind.Kind, p.obj.GetName(), err))
 			}
 		}
 	}
 	return faults
+}
+
+// each takes joined errors apart.
+func each(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		return j.Unwrap()
+	}
+	return []error{err}
 }
 
 // errorField takes the field a mesh error names, if it says so by a Field method or field.
