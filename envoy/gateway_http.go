@@ -9,6 +9,8 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
+	meshconfig "istio.io/api/mesh/v1alpha1"
+
 	"github.com/weft-mesh/weft/mesh"
 )
 
@@ -51,8 +53,9 @@ func (b *gatewayBuilder) listen(key listenerKey, servers []*gatewayServer) {
 func (b *gatewayBuilder) requests(routes, listenerName string) *listener.Filter {
 	m := serverRequests(b.mesh(), "outbound_"+listenerName)
 	m.UseRemoteAddress = yes()
-	m.XffNumTrustedHops = b.mesh().GetDefaultConfig().GetGatewayTopology().GetNumTrustedProxies()
-	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE_SET
+	topology := b.mesh().GetDefaultConfig().GetGatewayTopology()
+	m.XffNumTrustedHops = topology.GetNumTrustedProxies()
+	m.ForwardClientCertDetails = forwardClientCert(topology.GetForwardClientCertDetails())
 	m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{
 		Subject: yes(),
 		Cert:    true,
@@ -62,6 +65,21 @@ func (b *gatewayBuilder) requests(routes, listenerName string) *listener.Filter 
 	m.RouteSpecifier = routeByRDS(routes)
 	m.HttpFilters = clientHTTPFilters()
 	return networkFilter(hcmName, m)
+}
+
+// forwardClientCert says what becomes of a client's x-forwarded-client-cert: by default it is replaced by what the gateway itself has seen.
+func forwardClientCert(d meshconfig.ForwardClientCertDetails) hcm.HttpConnectionManager_ForwardClientCertDetails {
+	switch d {
+	case meshconfig.ForwardClientCertDetails_SANITIZE:
+		return hcm.HttpConnectionManager_SANITIZE
+	case meshconfig.ForwardClientCertDetails_FORWARD_ONLY:
+		return hcm.HttpConnectionManager_FORWARD_ONLY
+	case meshconfig.ForwardClientCertDetails_APPEND_FORWARD:
+		return hcm.HttpConnectionManager_APPEND_FORWARD
+	case meshconfig.ForwardClientCertDetails_ALWAYS_FORWARD_ONLY:
+		return hcm.HttpConnectionManager_ALWAYS_FORWARD_ONLY
+	}
+	return hcm.HttpConnectionManager_SANITIZE_SET
 }
 
 // A gatewayHost is one virtual host in the making.

@@ -92,7 +92,7 @@ func (b *gatewayBuilder) tlsChains(listenerName string, servers []*gatewayServer
 func (b *gatewayBuilder) endTLS(s *gatewayServer) *core.TransportSocket {
 	t := s.GetTls()
 	if t.GetMode() == networking.ServerTLSSettings_ISTIO_MUTUAL {
-		return serverMTLS(b.snap.TrustDomain())
+		return serverMTLS(b.mesh(), b.snap.TrustDomain())
 	}
 	common := &tls.CommonTlsContext{
 		TlsParams: &tls.TlsParameters{

@@ -25,7 +25,7 @@ func (c inboundContext) chain(p inboundPort, a arrival) *listener.FilterChain {
 		FilterChainMatch: a.match(p.number),
 	}
 	if a.mtls {
-		chain.TransportSocket = serverMTLS(c.trustDomain)
+		chain.TransportSocket = serverMTLS(c.mesh, c.trustDomain)
 	}
 	if a.http {
 		chain.Filters = []*listener.Filter{networkFilter(hcmName, c.requests(p))}

@@ -8,6 +8,8 @@ import (
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
+	meshconfig "istio.io/api/mesh/v1alpha1"
+
 	"github.com/weft-mesh/weft/mesh"
 )
 
@@ -100,26 +102,31 @@ func needsHTTPInspector(mode mesh.MTLSMode, protocol mesh.Protocol) bool {
 }
 
 // serverMTLS is the server's half of mesh TLS: the workload's SVID, and a client certificate that chains to the
-// mesh's roots and names an identity of the trust domain.
-func serverMTLS(trustDomain string) *core.TransportSocket {
+// mesh's roots and names an identity of the trust domain or of one of its aliases.
+// (Istio API: MeshConfig.trustDomainAliases, MeshConfig.meshMTLS.)
+func serverMTLS(m *meshconfig.MeshConfig, trustDomain string) *core.TransportSocket {
+	params := meshTLSParams()
+	if m.GetMeshMTLS().GetMinProtocolVersion() == meshconfig.MeshConfig_TLSConfig_TLSV1_3 {
+		params.TlsMinimumProtocolVersion = tls.TlsParameters_TLSv1_3
+	}
+	params.CipherSuites = m.GetMeshMTLS().GetCipherSuites()
+	params.EcdhCurves = m.GetMeshMTLS().GetEcdhCurves()
+	var peers []*tls.SubjectAltNameMatcher
+	for _, domain := range append([]string{trustDomain}, m.GetTrustDomainAliases()...) {
+		peers = append(peers, &tls.SubjectAltNameMatcher{
+			SanType: tls.SubjectAltNameMatcher_URI,
+			Matcher: &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Prefix{Prefix: "spiffe://" + domain + "/"}},
+		})
+	}
 	return transportSocket(tlsSocketName, &tls.DownstreamTlsContext{
 		RequireClientCertificate: yes(),
 		CommonTlsContext: &tls.CommonTlsContext{
-			TlsParams:     meshTLSParams(),
-			AlpnProtocols: []string{"h2", "http/1.1"},
-			TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{
-				sdsSecret("default"),
-			},
+			TlsParams:                      params,
+			AlpnProtocols:                  []string{"h2", "http/1.1"},
+			TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{sdsSecret("default")},
 			ValidationContextType: &tls.CommonTlsContext_CombinedValidationContext{
 				CombinedValidationContext: &tls.CommonTlsContext_CombinedCertificateValidationContext{
-					DefaultValidationContext: &tls.CertificateValidationContext{
-						MatchTypedSubjectAltNames: []*tls.SubjectAltNameMatcher{{
-							SanType: tls.SubjectAltNameMatcher_URI,
-							Matcher: &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Prefix{
-								Prefix: "spiffe://" + trustDomain + "/",
-							}},
-						}},
-					},
+					DefaultValidationContext:         &tls.CertificateValidationContext{MatchTypedSubjectAltNames: peers},
 					ValidationContextSdsSecretConfig: sdsSecret("ROOTCA"),
 				},
 			},
