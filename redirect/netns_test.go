@@ -261,7 +261,7 @@ func originalDst(c *net.TCPConn) string {
 
 // ask connects and reads the one line; a connection that nobody answers gives the reason.
 func ask(network, from, addr string) string {
-	d := net.Dialer{Timeout: 2 * time.Second}
+	d := net.Dialer{Timeout: 5 * time.Second}
 	if from != "" {
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 	}
@@ -276,12 +276,20 @@ func ask(network, from, addr string) string {
 		return err.Error()
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(2 * time.Second))
-	if network == "udp" {
-		fmt.Fprint(c, "who")
-	}
 	buf := make([]byte, 512)
-	k, err := c.Read(buf)
+	k := 0
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		c.SetDeadline(deadline)
+		if network == "udp" {
+			// Nobody promises that a first datagram arrives while the neighbour is still being resolved; resolvers ask again too.
+			fmt.Fprint(c, "who")
+			c.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
+		}
+		k, err = c.Read(buf)
+		if !os.IsTimeout(err) || !time.Now().Before(deadline) {
+			break
+		}
+	}
 	if err != nil && k == 0 {
 		if errors.Is(err, unix.ECONNREFUSED) {
 			return "refused"
