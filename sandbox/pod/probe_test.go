@@ -38,6 +38,8 @@ func TestEveryKindOfProbeMakesAContainerReady(t *testing.T) {
 
 func TestFailingProbesTellWhatKubeletTells(t *testing.T) {
 	n := newNode(t, nil)
+	pods := map[string]*corev1.Pod{}
+	var wanted []string
 	for name, c := range map[string]struct{ probe, want string }{
 		"http":     {`httpGet: {path: /nowhere, port: http}`, "Warning Unhealthy Readiness probe failed: HTTP probe failed with statuscode: 404"},
 		"refused":  {`httpGet: {path: /x, port: 7070}`, ":7070: connect: connection refused"},
@@ -51,12 +53,16 @@ func TestFailingProbesTellWhatKubeletTells(t *testing.T) {
 		"timeout":  {`exec: {command: [sleep, "30"]}`, `Readiness probe failed: command timed out: "sleep 30" timed out after 1s`},
 		"notfound": {`exec: {command: [nothing-like-it]}`, `executable file not found in $PATH`},
 	} {
-		pod := n.start(served(name, "readinessProbe: {periodSeconds: 1, "+c.probe+"}"))
-		n.untilEvent(c.want)
-		n.mu.Lock()
-		s := n.status[pod.UID]
-		n.mu.Unlock()
-		if ready(s) {
+		pods[name] = n.start(served(name, "readinessProbe: {periodSeconds: 1, "+c.probe+"}"))
+		wanted = append(wanted, c.want)
+	}
+	for _, want := range wanted {
+		n.untilEvent(want)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, pod := range pods {
+		if ready(n.status[pod.UID]) {
 			t.Errorf("%s: ready in spite of its probe", name)
 		}
 	}

@@ -90,6 +90,9 @@ func launch(spec inside.Spec, pidNS string, stdin, stdout, stderr *os.File) (*pr
 	}
 	errW.Close()
 	p := &process{pid: cmd.Process.Pid, spec: spec, started: time.Now(), done: make(chan struct{})}
+	if spec.Mode == inside.Pause {
+		p.alive = specW
+	}
 	go p.wait(cmd)
 
 	if err := json.NewEncoder(specW).Encode(spec); err != nil && !errors.Is(err, syscall.EPIPE) {
@@ -99,9 +102,7 @@ func launch(spec inside.Spec, pidNS string, stdin, stdout, stderr *os.File) (*pr
 		return nil, fmt.Errorf("hand over the specification: %w", err)
 	}
 	line, _ := bufio.NewReader(errR).ReadString('\n')
-	if spec.Mode == inside.Pause {
-		p.alive = specW
-	} else {
+	if spec.Mode != inside.Pause {
 		specW.Close()
 	}
 	if line != "" {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -127,13 +125,13 @@ func lookup(name string, env []string) (string, error) {
 		}
 		return name, nil
 	}
-	for _, dir := range filepath.SplitList(value(env, "PATH")) {
-		path := filepath.Join(dir, name)
+	for dir := range strings.SplitSeq(value(env, "PATH"), ":") {
+		path := dir + "/" + name
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("exec: %q: %w", name, exec.ErrNotFound)
+	return "", fmt.Errorf("exec: %q: executable file not found in $PATH", name)
 }
 
 func value(env []string, name string) string {

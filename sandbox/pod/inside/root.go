@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -143,7 +143,7 @@ func place(target string, dir bool) error {
 	if dir {
 		return os.MkdirAll(target, 0o755)
 	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+	if err := os.MkdirAll(target[:strings.LastIndexByte(target, '/')+1], 0o755); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(target, os.O_CREATE|os.O_RDONLY, 0o644)
