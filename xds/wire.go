@@ -177,7 +177,9 @@ func decodeNode(data string) (*node, error) {
 					n.metadata[k] = s.StringValue
 				}
 			}
-		case 7:
+		case 7: // user_agent_version, from clients that are not Envoy
+			n.version = strings.Clone(v)
+		case 8:
 			n.version = decodeBuildVersion(v)
 		}
 		return nil

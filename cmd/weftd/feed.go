@@ -146,7 +146,7 @@ func (f *feed) problems() []string {
 	}
 	var out []string
 	for _, p := range v.snapshot.Problems() {
-		out = append(out, fmt.Sprintf("%s: %s: %s", p.Ref, p.Field, p.Message))
+		out = append(out, p.String())
 	}
 	for _, p := range v.Problems() {
 		out = append(out, fmt.Sprintf("%s: %s: %s", p.Ref, p.Field, p.Message))
