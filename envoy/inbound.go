@@ -33,9 +33,6 @@ const (
 	passthroughInbound = "InboundPassthroughCluster"
 )
 
-// interceptionMode is the annotation that asks for TPROXY redirection, which keeps the client's address.
-const interceptionMode = "sidecar.istio.io/interceptionMode"
-
 // tproxyMark tells the TPROXY rules which packets come from the sidecar with a client's address (Istio: 1337).
 const tproxyMark = 1337
 

@@ -5,10 +5,12 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/weft-mesh/weft/mesh"
+	"github.com/weft-mesh/weft/redirect"
 )
 
 // workloadSet is the workload's own side: the listener that takes what is sent to it, and the clusters that lead to the app. All
@@ -18,9 +20,9 @@ func (w *World) workloadSet(p Proxy) *Set {
 	c := inboundContext{
 		trustDomain: w.snap.TrustDomain(),
 		families:    familiesOf(p.addresses()),
-		transparent: workload.Annotations[interceptionMode] == "TPROXY",
+		transparent: transparent(workload),
 	}
-	name := workloadScopeName("workload", workload, c)
+	name := workloadScopeName("workload", workload, c) + w.handmade(workload)
 	return w.scope(name, client{namespace: workload.Namespace}, func(v *view, old *scope) (*Set, any) {
 		c.mesh = v.mesh()
 		return newSet(name, v.snap.Version(), old.set, c.resources(v.inboundPorts(workload))), nil
@@ -86,8 +88,8 @@ func (p Proxy) addresses() []netip.Addr {
 	return p.workload().Addresses
 }
 
-// workload is the pod behind the proxy. While the mesh has not heard of the pod, it is a workload of the same name without labels, to which the policies
-// of its namespace and of the mesh apply.
+// workload is the pod behind the proxy. While the mesh has not heard of the pod, it is a workload of the same name without labels, to
+// which the policies of its namespace and of the mesh apply.
 func (p Proxy) workload() *mesh.Workload {
 	if p.Workload != nil {
 		return p.Workload
@@ -97,6 +99,28 @@ func (p Proxy) workload() *mesh.Workload {
 		ServiceAccount: p.ServiceAccount,
 		Injected:       true,
 	}
+}
+
+// transparent reports whether connections are redirected to the sidecar by TPROXY, which keeps the client's address.
+func transparent(w *mesh.Workload) bool {
+	text := w.Annotations[redirect.Annotation]
+	if !strings.Contains(text, string(redirect.TProxy)) { // spares most workloads the decoding
+		return false
+	}
+	spec, err := redirect.Decode(text)
+	return err == nil && spec.Mode == redirect.TProxy // without a spec there is no redirection that would have to be met
+}
+
+// handmade tells a workload apart that is an endpoint of Services without a selector: then it may have ports that its replicas do not
+// have.
+func (w *World) handmade(workload *mesh.Workload) string {
+	var b strings.Builder
+	for _, t := range w.snap.Targets(workload) {
+		if slices.ContainsFunc(t.Services, func(s *mesh.Service) bool { return len(s.Selector) == 0 }) {
+			fmt.Fprintf(&b, "/%d", t.Port)
+		}
+	}
+	return b.String()
 }
 
 // workloadScopeName names all that decides on which ports a workload has and which policies apply to it, besides the snapshot.

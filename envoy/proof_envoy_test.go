@@ -66,7 +66,7 @@ func TestAPodIsReadyOnlyWhileItsTrafficIsRedirectedBothWays(t *testing.T) {
 			outputChain := "output"
 			if mode == redirect.TProxy {
 				w := *p.Workload
-				w.Annotations = map[string]string{interceptionMode: "TPROXY"}
+				w.Annotations = map[string]string{redirect.Annotation: spec.Encode()}
 				p.Workload = &w
 				outputChain = "hairpin" // the part of its rules that brings the pod's own connections back
 				l.privileged = true
