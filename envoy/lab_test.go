@@ -7,9 +7,11 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -515,7 +517,7 @@ func (x *tinyXDS) StreamAggregatedResources(stream discovery.AggregatedDiscovery
 // stat reads one of Envoy's counters or gauges.
 func (e *envoyProcess) stat(name string) int {
 	e.t.Helper()
-	out := e.where.get("http://127.0.0.1:15000/stats?filter=^" + name + "$")
+	out := e.where.get("http://127.0.0.1:15000/stats?filter=^" + url.QueryEscape(regexp.QuoteMeta(name)) + "$")
 	var n int
 	if _, err := fmt.Sscanf(out, "200 "+name+": %d", &n); err != nil {
 		e.t.Fatalf("stat %s: %q", name, out)

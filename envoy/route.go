@@ -152,7 +152,7 @@ func configMetadata(kind string, m mesh.Meta) *core.Metadata {
 func (b *routeBuilder) forward(h *networking.HTTPRoute, r *route.Route) *route.RouteAction {
 	a := routeAction()
 	if t := h.GetTimeout(); t != nil {
-		setTimeout(a, t)
+		a.Timeout = t
 	}
 	targets := b.targets(h.GetRoute())
 	if len(targets) == 0 {
@@ -203,21 +203,9 @@ func (b *routeBuilder) forward(h *networking.HTTPRoute, r *route.Route) *route.R
 	return a
 }
 
-// routeAction has Istio's defaults: no timeout, also when a gRPC client asks for one of any length.
-func routeAction() *route.RouteAction {
-	return &route.RouteAction{
-		Timeout: durationpb.New(0),
-		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{
-			MaxStreamDuration:    durationpb.New(0),
-			GrpcTimeoutHeaderMax: durationpb.New(0),
-		},
-	}
-}
-
-func setTimeout(a *route.RouteAction, t *durationpb.Duration) {
-	a.Timeout = t
-	a.MaxStreamDuration.GrpcTimeoutHeaderMax = t
-}
+// routeAction has Istio's default of no timeout. max_stream_duration stays unset: with it, even with zeros in it, Envoy ignores
+// the timeout (Envoy: RouteEntry::usingNewTimeouts).
+func routeAction() *route.RouteAction { return &route.RouteAction{Timeout: durationpb.New(0)} }
 
 // A target is one destination of a route.
 type target struct {
