@@ -65,13 +65,17 @@ func (in *instance) exec(ctx context.Context, argv []string, stdin io.Reader, st
 	if err != nil {
 		return -1, err
 	}
-	errW, err := s.sink(stderr)
-	if err != nil {
-		return -1, err
+	errW := outW
+	// One writer for both gets one stream, as with os/exec: it need not be made for concurrent calls.
+	if !sameWriter(stdout, stderr) {
+		if errW, err = s.sink(stderr); err != nil {
+			return -1, err
+		}
 	}
 	p, err := launch(spec, proc+"pid", inR, outW, errW)
 	s.handOver()
 	if err != nil {
+		s.drain()
 		return -1, err
 	}
 	select {
@@ -84,6 +88,12 @@ func (in *instance) exec(ctx context.Context, argv []string, stdin io.Reader, st
 	}
 	s.drain()
 	return p.code, nil
+}
+
+func sameWriter(a, b io.Writer) (same bool) {
+	// Comparing two values of a type that cannot be compared panics.
+	defer func() { _ = recover() }()
+	return a == b
 }
 
 // streams connects readers and writers to pipes, since a process can only be given files.
