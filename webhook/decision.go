@@ -29,6 +29,7 @@ const (
 	ByPodAnnotation     Reason = "PodAnnotation"
 	ByPodRevision       Reason = "PodRevision"
 	ByAlwaysSelector    Reason = "AlwaysInjectSelector"
+	BySelectors         Reason = "Selected"
 )
 
 // Reasons not to.
@@ -41,7 +42,6 @@ const (
 	NamespaceOptedOut  Reason = "NamespaceOptedOut"
 	NamespaceNoLabel   Reason = "NamespaceNotLabeled"
 	OtherRevision      Reason = "OtherRevision"
-	UnknownNamespace   Reason = "UnknownNamespace"
 	PolicyNeedsOptIn   Reason = "PolicyDisabled"
 	NotAPod            Reason = "NotAPod"
 	NotBeingCreated    Reason = "NotBeingCreated"
@@ -71,6 +71,20 @@ func (in *Injector) Decide(pod *corev1.Pod, namespace string, nsLabels map[strin
 	asked := in.asked(pod, nsLabels)
 	if !asked.Inject {
 		return asked
+	}
+	if d, decided := in.prevented(pod, namespace); decided {
+		return d
+	}
+	return in.podDecision(pod, asked)
+}
+
+// DecideSelected is Decide for a pod that an API server sent: the selectors of the webhook's configuration, which say what the
+// labels say, have chosen it, on labels that are never older than the pod. Ours may be, so they only serve to explain: a pod that is created
+// right after its namespace was labeled must not slip through (Istio: the injector does not look at namespaces either).
+func (in *Injector) DecideSelected(pod *corev1.Pod, namespace string, nsLabels map[string]string) Decision {
+	asked := in.asked(pod, nsLabels)
+	if !asked.Inject {
+		asked = Decision{Inject: true, Reason: BySelectors, Message: "selected by the API server's webhook configuration"}
 	}
 	if d, decided := in.prevented(pod, namespace); decided {
 		return d

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
@@ -72,16 +73,16 @@ func hasOddKeys(raw []byte) bool {
 
 // Whatever stands in an annotation, the pod gets the fields that its templates give it, or is denied.
 func FuzzAnnotations(f *testing.F) {
-	for _, name := range everyAnnotation {
-		for _, value := range hostile[:4] {
-			f.Add(name, value, annProxyConfig, "concurrency: 2")
-		}
+	index := func(name string) uint8 { return uint8(slices.Index(everyAnnotation, name)) }
+	for i := range everyAnnotation {
+		f.Add(uint8(i), hostile[i%len(hostile)], uint8(i*7), "1")
 	}
-	f.Add(annProxyConfig, "proxyMetadata: {A: b}\ntracing: {sampling: 1}", annUserVolume, `{"x":{"emptyDir":{}}}`)
-	f.Add("traffic.sidecar.istio.io/excludeOutboundIPRanges", "10.0.0.0/8", annStatsRegexps, "a.*")
+	f.Add(index(annProxyConfig), "proxyMetadata: {A: b}\ntracing: {sampling: 1}", index(annUserVolume), `{"x":{"emptyDir":{}}}`)
+	f.Add(index("traffic.sidecar.istio.io/excludeOutboundIPRanges"), "10.0.0.0/8", index(annStatsRegexps), "a.*")
 	in := newInjector(f, Options{Templates: map[string][]byte{"team": []byte(teamTemplate)}})
-	f.Fuzz(func(t *testing.T, name1, value1, name2, value2 string) {
-		checkShape(t, in, map[string]string{name1: value1, name2: value2})
+	f.Fuzz(func(t *testing.T, name1 uint8, value1 string, name2 uint8, value2 string) {
+		name := func(i uint8) string { return everyAnnotation[int(i)%len(everyAnnotation)] }
+		checkShape(t, in, map[string]string{name(name1): value1, name(name2): value2})
 	})
 }
 

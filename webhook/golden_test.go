@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
-	meshconfig "istio.io/api/mesh/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 	sigsyaml "sigs.k8s.io/yaml"
 )
@@ -173,8 +172,4 @@ func podOf(t testing.TB, text string) *corev1.Pod {
 		t.Fatal(err)
 	}
 	return pod
-}
-
-func meshOf(pc *meshconfig.ProxyConfig) *meshconfig.MeshConfig {
-	return &meshconfig.MeshConfig{DefaultConfig: pc}
 }

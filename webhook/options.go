@@ -102,8 +102,8 @@ func (o Options) validate() error {
 // Config is what a Server needs beside Options.
 type Config struct {
 	Options Options
-	// Namespace gives the labels of a namespace; ok is false when it is unknown, and a pod in it is then not injected.
-	// It is called for every request, by several goroutines.
+	// Namespace gives the labels of a namespace, ok=false when it is unknown. They explain decisions and may be old: see
+	// Injector.DecideSelected. It is called for every request, by several goroutines.
 	Namespace func(name string) (labels map[string]string, ok bool)
 	// Mesh gives the current MeshConfig; nil, or a nil result, means Istio's defaults. A changed MeshConfig must be a new
 	// message: what is derived from it is kept by its address.

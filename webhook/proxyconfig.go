@@ -177,7 +177,7 @@ func concurrency(pc *meshconfig.ProxyConfig, limits corev1.ResourceList) (int32,
 
 // flags are Envoy's command line beyond the bootstrap.
 func (in *Injector) flags(pc *meshconfig.ProxyConfig, u *userSettings, limits corev1.ResourceList) ([]string, error) {
-	out := make([]string, 0, 12)
+	out := make([]string, 0, 14)
 	n, err := concurrency(pc, limits)
 	if err != nil {
 		return nil, err
@@ -201,10 +201,14 @@ func (in *Injector) flags(pc *meshconfig.ProxyConfig, u *userSettings, limits co
 		return nil, fmt.Errorf("ProxyConfig.drainDuration: %s is out of range, want 1s to 1h", drain)
 	}
 	out = append(out, "--drain-time-s", strconv.Itoa(int(drain/time.Second)), "--drain-strategy", "immediate")
-	if d := pc.GetFileFlushInterval(); d != nil && d.AsDuration() > 0 {
-		out = append(out, "--file-flush-interval-msec", strconv.FormatInt(d.AsDuration().Milliseconds(), 10))
+	flush := time.Second // Istio's default; Envoy's is 10 s, in which nobody sees an access log line
+	if d := pc.GetFileFlushInterval(); d != nil {
+		flush = d.AsDuration()
 	}
-	return out, nil
+	if flush < time.Millisecond || flush > time.Hour {
+		return nil, fmt.Errorf("ProxyConfig.fileFlushInterval: %s is out of range, want 1ms to 1h", flush)
+	}
+	return append(out, "--file-flush-interval-msec", strconv.FormatInt(flush.Milliseconds(), 10)), nil
 }
 
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)

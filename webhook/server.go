@@ -23,7 +23,8 @@ const maxBody = 4 << 20
 // annotationNotInjected tells a user, in the pod itself, why it has no proxy although somebody asked for one.
 const annotationNotInjected = "weft.dev/not-injected"
 
-// Server answers AdmissionReview v1 on /inject. The listener, its certificate and the MutatingWebhookConfiguration are the
+// Server answers AdmissionReview v1 on /inject and below, and on /validate. As Istio's, it takes a pod that it is asked about as
+// selected: the selectors of the MutatingWebhookConfiguration decide on namespaces. The listener, its certificate and the MutatingWebhookConfiguration are the
 // caller's. It is safe for concurrent use.
 type Server struct {
 	in        *Injector
@@ -59,8 +60,9 @@ func New(c Config) (*Server, error) {
 	s.skip = counter("sidecar_injection_skip_total", "Total number of skipped sidecar injection requests.")
 	s.failure = counter("sidecar_injection_failure_total", "Total number of failed sidecar injection requests.")
 	s.mux.HandleFunc("/inject", s.inject)
-	// Istio's MutatingWebhookConfigurations append the cluster's name: /inject/cluster/east/net/n1.
+	// Istio's MutatingWebhookConfigurations may append the cluster's name: /inject/cluster/east/net/n1.
 	s.mux.HandleFunc("/inject/", s.inject)
+	s.mux.HandleFunc("/validate", s.validate)
 	return s, nil
 }
 
@@ -85,16 +87,19 @@ func (s *Server) inject(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), status)
 		return
 	}
-	answer := s.review(r.Context(), review.Request)
+	s.answer(w, r, review, s.review(r.Context(), review.Request))
+}
+
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, review *admissionv1.AdmissionReview, answer *admissionv1.AdmissionResponse) {
 	answer.UID = review.Request.UID
 	body, err := json.Marshal(admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: answer})
 	if err != nil {
-		s.log.ErrorContext(r.Context(), "injection answer cannot be written", "error", err)
+		s.log.ErrorContext(r.Context(), "admission answer cannot be written", "error", err)
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(body) // the client is gone, and nobody is left to tell
+	_, _ = w.Write(body) // fails when the client is gone, and nobody is left to tell
 }
 
 func readReview(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionReview, int, error) {
@@ -121,7 +126,7 @@ func readReview(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionR
 			review.Kind, review.APIVersion, admissionv1.SchemeGroupVersion)
 	}
 	if review.Request == nil {
-		return nil, http.StatusBadRequest, errors.New("AdmissionReview has no request")
+		return nil, http.StatusBadRequest, errors.New("the AdmissionReview has no request")
 	}
 	return review, 0, nil
 }
@@ -160,11 +165,8 @@ func (s *Server) review(ctx context.Context, req *admissionv1.AdmissionRequest) 
 	if namespace == "" {
 		namespace = pod.Namespace
 	}
-	nsLabels, ok := s.namespace(namespace)
-	if !ok {
-		return pass(Decision{Reason: UnknownNamespace, Message: fmt.Sprintf("namespace %q is not known (yet)", namespace)})
-	}
-	d := s.in.Decide(pod, namespace, nsLabels)
+	nsLabels, _ := s.namespace(namespace)
+	d := s.in.DecideSelected(pod, namespace, nsLabels)
 	log := s.log.With("namespace", namespace, "pod", podName(pod), "reason", d.Reason)
 	if !d.Inject {
 		log.DebugContext(ctx, "pod not injected", "why", d.Message)

@@ -141,9 +141,11 @@ func TestWhoIsInjectedAndWhoIsTold(t *testing.T) {
 		reason         Reason
 		annotated      bool
 	}{
-		"labeled":           {namespace: "on", pod: simplePod, injected: true, reason: ByNamespaceLabel},
-		"not labeled":       {namespace: "off", pod: simplePod, reason: NamespaceNoLabel},
-		"unknown namespace": {namespace: "nowhere", pod: simplePod, reason: UnknownNamespace},
+		"labeled":              {namespace: "on", pod: simplePod, injected: true, reason: ByNamespaceLabel},
+		"labeled a moment ago": {namespace: "off", pod: simplePod, injected: true, reason: BySelectors},
+		"created a moment ago": {namespace: "nowhere", pod: simplePod, injected: true, reason: BySelectors},
+		"opted out":            {namespace: "on", pod: "metadata: {name: p, annotations: {sidecar.istio.io/inject: \"false\"}}\nspec: {containers: [{name: a}]}", reason: PodOptedOut},
+		"system":               {namespace: "kube-system", pod: simplePod, reason: SystemNamespace},
 		"host network": {namespace: "on", pod: "metadata: {name: p}\nspec: {hostNetwork: true, containers: [{name: a}]}",
 			reason: HostNetwork, annotated: true},
 		"an update": {namespace: "on", pod: simplePod, reason: NotBeingCreated,
