@@ -68,7 +68,7 @@ func (c *checker) loadBalancer(path string, lb *networking.LoadBalancerSettings)
 		if h.MinimumRingSize != 0 { //nolint:staticcheck // an old name that must still be accepted
 			c.warn(path+".consistentHash.minimumRingSize", "deprecated: write ringHash: {minimumRingSize: ...}")
 		}
-		if h.GetUseSourceIp() == false && isSourceIP(h) {
+		if isSourceIP(h) && !h.GetUseSourceIp() {
 			c.fail(path+".consistentHash.useSourceIp", "false chooses nothing: set it to true or choose another key")
 		}
 	}
