@@ -44,10 +44,6 @@ func (c inboundContext) requests(p inboundPort) *hcm.HttpConnectionManager {
 			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: p.cluster()},
 			// The caller's side enforces timeouts; here they would only cut streams short.
 			Timeout: durationpb.New(0),
-			MaxStreamDuration: &route.RouteAction_MaxStreamDuration{
-				MaxStreamDuration:    durationpb.New(0),
-				GrpcTimeoutHeaderMax: durationpb.New(0),
-			},
 		}},
 	}
 	if p.service != nil {
