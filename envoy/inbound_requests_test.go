@@ -119,6 +119,18 @@ func TestInboundRequestsArriveAsTheyWereMeant(t *testing.T) {
 		})
 	}
 
+	t.Run("a capture port itself leads nowhere", func(t *testing.T) {
+		for _, port := range []string{"15006", "15001"} {
+			before := e.stat("listener.[__]_15006.downstream_cx_total")
+			if got := l.raw("10.77.0.2:"+port, "GET / HTTP/1.1\r\nHost: h\r\n\r\n"); got != "reset" && got != "" {
+				t.Errorf("port %s: got %q", port, got)
+			}
+			if n := e.stat("listener.[__]_15006.downstream_cx_total") - before; n > 3 { // the pod's own checks come in between
+				t.Errorf("port %s: one connection became %d", port, n)
+			}
+		}
+	})
+
 	t.Run("gRPC", func(t *testing.T) {
 		server := grpc.NewServer()
 		state := health.NewServer()

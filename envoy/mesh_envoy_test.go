@@ -161,6 +161,20 @@ func TestTwoSidecarsUnderstandEachOther(t *testing.T) {
 			}
 			conn.Close()
 		}
+		// A pod that calls its own service meets itself, like any other caller.
+		if err := poll(5*time.Second, func() error {
+			got := l.pod.fromApp("10.96.0.10:80", false)
+			if strings.HasPrefix(got, "200 HTTP/1.1 "+viaSidecar) && strings.Contains(got, "URI=spiffe://cluster.local/ns/default/sa/app") == secured {
+				return nil
+			}
+			return fmt.Errorf("got %q", got)
+		}); err != nil {
+			t.Errorf("%s, the pod's own service: %v", mode, err)
+		}
+		// Within the pod nothing is in between.
+		if got := l.pod.fromApp("10.77.0.2:8080", false); !strings.HasPrefix(got, "200 HTTP/1.1 from=10.77.0.2") {
+			t.Errorf("%s, the pod's own address: %q", mode, got)
+		}
 		// Through a client's sidecar the probe works as well.
 		for _, p := range []struct {
 			at place
