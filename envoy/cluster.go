@@ -86,7 +86,7 @@ func (v *view) alias(svc *mesh.Service) *mesh.Service {
 func (h *hostBuilder) refs() []mesh.Ref {
 	refs := []mesh.Ref{h.svc.Ref}
 	if h.rule != nil {
-		refs = append(refs, h.rule.Ref)
+		refs = append(append(refs, h.rule.Ref), h.rule.Merged...)
 	}
 	return refs
 }

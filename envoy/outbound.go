@@ -124,8 +124,7 @@ func (p *sharedPort) build(number uint16, m *meshconfig.MeshConfig) {
 	name := strconv.Itoa(int(number))
 	l := outboundListener(m, "0.0.0.0_"+name, tcpAddress("0.0.0.0", uint32(number)))
 	l.AdditionalAddresses = []*listener.AdditionalAddress{{Address: tcpAddress("::", uint32(number))}}
-	// The ports are declared HTTP, or their hosts take only TLS: clients speak first.
-	sniff(l, m.GetProtocolDetectionTimeout().AsDuration())
+	l.DefaultFilterChain = catchAllChain(m)
 	var refs []mesh.Ref
 	if len(p.hosts) > 0 {
 		table := routeTable(name, append(slices.Clone(p.hosts), catchAll(m)))
@@ -137,7 +136,6 @@ func (p *sharedPort) build(number uint16, m *meshconfig.MeshConfig) {
 		p.resources = append(p.resources, table)
 		l.FilterChains = append(l.FilterChains, httpChain(outboundHTTP(m, "outbound_"+l.Name, name)))
 	}
-	l.DefaultFilterChain = catchAllChain(m)
 	taken := map[string]bool{}
 	for _, c := range p.chains {
 		chain := &listener.FilterChain{}
@@ -150,6 +148,13 @@ func (p *sharedPort) build(number uint16, m *meshconfig.MeshConfig) {
 		}
 		// Two chains that ask for the same server name make Envoy refuse the listener.
 		m := chain.FilterChainMatch
+		if len(m.ServerNames) == 0 { // all names
+			if !taken["*"] {
+				taken["*"] = true
+				l.FilterChains = append(l.FilterChains, chain)
+			}
+			continue
+		}
 		m.ServerNames = slices.DeleteFunc(m.ServerNames, func(n string) bool { return taken[n] })
 		if len(m.ServerNames) == 0 {
 			continue
@@ -158,6 +163,15 @@ func (p *sharedPort) build(number uint16, m *meshconfig.MeshConfig) {
 			taken[n] = true
 		}
 		l.FilterChains = append(l.FilterChains, chain)
+	}
+	if len(l.FilterChains) > 0 {
+		// The port is declared HTTP or takes only TLS, so clients speak first and may take their time; unless the default is
+		// somebody's TCP.
+		patience := m.GetProtocolDetectionTimeout().AsDuration()
+		if slices.ContainsFunc(p.chains, func(c sharedChain) bool { return c.last }) {
+			patience = sniffPatience(m)
+		}
+		sniff(l, patience)
 	}
 	p.resources = append(p.resources, newResource(Listener, l.Name, l, refs...))
 }

@@ -36,22 +36,31 @@ func (c sharedChain) equal(o sharedChain) bool {
 //   - HTTP: a virtual host in the routes of the port, whose listener 0.0.0.0_PORT all hosts share.
 //   - Anything else with a virtual IP: a listener of its own for VIP_PORT. When the protocol is not declared, it looks
 //     at the first bytes.
-//   - Headless: a listener for each endpoint, because that is what clients dial.
-//   - Names outside (ExternalName): HTTP as above, TLS by SNI.
+//   - Without one (headless, STATIC service entries): a listener for each endpoint, because that is what clients dial.
+//   - Names outside (ExternalName, DNS and NONE service entries): HTTP as above, TLS by SNI.
 func (h *hostBuilder) listen(p mesh.Port) {
-	switch {
-	case p.Protocol.IsHTTP():
+	if p.Protocol.IsHTTP() {
 		h.httpPort(p)
-	case h.svc.Resolution == mesh.ResolutionHeadless:
-		for _, e := range h.endpoints(h.svc, p) {
+		return
+	}
+	if len(h.svc.Addresses) > 0 {
+		h.ownListener(p, h.svc.Addresses, p.Number)
+		return
+	}
+	if h.svc.Resolution != mesh.ResolutionDNS {
+		endpoints := h.endpoints(h.svc, p)
+		for _, e := range endpoints {
 			h.ownListener(p, []netip.Addr{e.Address}, e.Port)
 		}
-	case len(h.svc.Addresses) > 0:
-		h.ownListener(p, h.svc.Addresses, p.Number)
-	case p.Protocol == mesh.ProtocolAuto:
+		if len(endpoints) > 0 || !h.svc.External {
+			return
+		}
+	}
+	switch p.Protocol {
+	case mesh.ProtocolAuto:
 		h.httpPort(p)
 		h.bySNI(p)
-	case p.Protocol == mesh.ProtocolTCP:
+	case mesh.ProtocolTCP:
 		h.anyAddress(p)
 	default:
 		h.bySNI(p)
