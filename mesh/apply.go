@@ -5,15 +5,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-
-	extensionsv1alpha1 "istio.io/client-go/pkg/apis/extensions/v1alpha1"
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
-	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
-	networkingv1beta1 "istio.io/client-go/pkg/apis/networking/v1beta1"
-	securityv1 "istio.io/client-go/pkg/apis/security/v1"
-	securityv1beta1 "istio.io/client-go/pkg/apis/security/v1beta1"
-	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
-	telemetryv1alpha1 "istio.io/client-go/pkg/apis/telemetry/v1alpha1"
+	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
@@ -25,87 +17,29 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// kindOf is the kind of a typed object, also when its TypeMeta is empty, as client-go leaves it.
+// kindOf is the kind of an object. That of a typed one is its type's name, also when its TypeMeta is empty, as
+// client-go leaves it; kinds that no one here knows carry their group, so that they are nobody's namesakes.
 func kindOf(o runtime.Object) string {
-	t := reflect.TypeOf(o)
-	if t.Kind() == reflect.Pointer {
-		return t.Elem().Name()
+	if u, ok := o.(runtime.Unstructured); ok {
+		gvk := u.GetObjectKind().GroupVersionKind()
+		return gvk.Kind + "." + gvk.Group
 	}
-	return t.Name()
+	return reflect.TypeOf(o).Elem().Name()
 }
 
-// specOf returns the spec of a mesh kind in any of its versions, or nil. In Istio's API all versions of
-// a kind have the same schema.
-func specOf(o runtime.Object) proto.Message {
-	switch o := o.(type) {
-	case *networkingv1.VirtualService:
-		return &o.Spec
-	case *networkingv1beta1.VirtualService:
-		return &o.Spec
-	case *networkingv1alpha3.VirtualService:
-		return &o.Spec
-	case *networkingv1.DestinationRule:
-		return &o.Spec
-	case *networkingv1beta1.DestinationRule:
-		return &o.Spec
-	case *networkingv1alpha3.DestinationRule:
-		return &o.Spec
-	case *networkingv1.Gateway:
-		return &o.Spec
-	case *networkingv1beta1.Gateway:
-		return &o.Spec
-	case *networkingv1alpha3.Gateway:
-		return &o.Spec
-	case *networkingv1.ServiceEntry:
-		return &o.Spec
-	case *networkingv1beta1.ServiceEntry:
-		return &o.Spec
-	case *networkingv1alpha3.ServiceEntry:
-		return &o.Spec
-	case *networkingv1.Sidecar:
-		return &o.Spec
-	case *networkingv1beta1.Sidecar:
-		return &o.Spec
-	case *networkingv1alpha3.Sidecar:
-		return &o.Spec
-	case *networkingv1.WorkloadEntry:
-		return &o.Spec
-	case *networkingv1beta1.WorkloadEntry:
-		return &o.Spec
-	case *networkingv1alpha3.WorkloadEntry:
-		return &o.Spec
-	case *networkingv1.WorkloadGroup:
-		return &o.Spec
-	case *networkingv1beta1.WorkloadGroup:
-		return &o.Spec
-	case *networkingv1alpha3.WorkloadGroup:
-		return &o.Spec
-	case *networkingv1alpha3.EnvoyFilter:
-		return &o.Spec
-	case *networkingv1beta1.ProxyConfig:
-		return &o.Spec
-	case *securityv1.PeerAuthentication:
-		return &o.Spec
-	case *securityv1beta1.PeerAuthentication:
-		return &o.Spec
-	case *securityv1.RequestAuthentication:
-		return &o.Spec
-	case *securityv1beta1.RequestAuthentication:
-		return &o.Spec
-	case *securityv1.AuthorizationPolicy:
-		return &o.Spec
-	case *securityv1beta1.AuthorizationPolicy:
-		return &o.Spec
-	case *telemetryv1.Telemetry:
-		return &o.Spec
-	case *telemetryv1alpha1.Telemetry:
-		return &o.Spec
-	case *extensionsv1alpha1.WasmPlugin:
-		return &o.Spec
-	case *extensionsv1alpha1.TrafficExtension:
-		return &o.Spec
+// SpecOf returns the spec of a mesh kind in any of its versions, or nil. In Istio's API all versions of
+// a kind have the same spec type; what differs is the object around it.
+func SpecOf(o runtime.Object) proto.Message {
+	v := reflect.ValueOf(o)
+	if v.Kind() != reflect.Pointer || v.IsNil() || !strings.HasPrefix(v.Type().Elem().PkgPath(), "istio.io/client-go/") {
+		return nil
 	}
-	return nil
+	field := v.Elem().FieldByName("Spec")
+	if !field.IsValid() {
+		return nil
+	}
+	spec, _ := field.Addr().Interface().(proto.Message)
+	return spec
 }
 
 // apply takes in one object; s.mu is held.
@@ -134,7 +68,7 @@ func (s *Store) apply(in Object) error {
 			return s.setMesh(key, meta.Ref, o.Data["mesh"])
 		}
 	default:
-		if spec := specOf(in.Object); spec != nil {
+		if spec := SpecOf(in.Object); spec != nil {
 			s.setSpec(key, meta, spec)
 		}
 	}

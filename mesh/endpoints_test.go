@@ -220,6 +220,14 @@ func TestKindsOfServices(t *testing.T) {
 	if h := get("headless"); h.Resolution != ResolutionHeadless || h.Addresses != nil {
 		t.Errorf("headless: %+v", h)
 	}
+	if a := n.Alias("x", get("external")); a != nil {
+		t.Errorf("example.com is an alias of %v", a.Ref)
+	}
+	s.Apply(service("alias", corev1.ServiceSpec{Type: "ExternalName", ExternalName: "dual.default.svc.cluster.local"}))
+	n = s.Snapshot()
+	if a := n.Alias("x", get("alias")); a != get("dual") {
+		t.Errorf("the alias names %v", a)
+	}
 	if e := get("external"); e.Resolution != ResolutionDNS || e.ExternalName != "example.com" || !e.External {
 		t.Errorf("external: %+v", e)
 	}

@@ -68,6 +68,19 @@ func (s *Snapshot) Service(clientNamespace, host string) *Service {
 	return s.services.service(clientNamespace, host)
 }
 
+// Alias returns the service of the mesh that an ExternalName service names, as a client in namespace sees it, or nil.
+// Istio treats such a service as another name of its target: what is sent to it goes the target's way.
+func (s *Snapshot) Alias(clientNamespace string, svc *Service) *Service {
+	if svc.Resolution != ResolutionDNS || svc.ExternalName == svc.Host {
+		return nil
+	}
+	target := s.services.service(clientNamespace, svc.ExternalName)
+	if target == nil || target.Resolution == ResolutionDNS {
+		return nil
+	}
+	return target
+}
+
 // Services yields every service that a client in namespace sees, one per host, sorted by Host.
 func (s *Snapshot) Services(clientNamespace string) iter.Seq[*Service] {
 	return slices.Values(s.services.view(clientNamespace))

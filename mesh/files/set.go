@@ -12,127 +12,122 @@ import (
 	"github.com/weft-mesh/weft/mesh/manifest"
 )
 
-// set is the files and what of them is in force.
+// set is the files and what of them is in force. Work is done only for files that changed: there may be
+// thousands of others.
 type set struct {
-	files map[string]*file
-}
+	good  map[string]content  // what is in force, by file
+	owner map[mesh.Key]string // the file each object in force is from
+	next  map[string]content  // what files say now and what is not in force yet
 
-// file is one file: what is in force of it, and what it says now.
-type file struct {
-	good     content // in force
-	next     *content
-	broken   error // why next is not in force; also when it cannot be read
-	warnings []manifest.Warning
+	broken   map[string]error // why a file's present content is not in force
+	warnings map[string][]manifest.Warning
 }
 
 type content map[mesh.Key]mesh.Object
 
-// contentOf indexes decoded objects.
-func contentOf(objects []mesh.Object) (content, error) {
+func newSet() set {
+	return set{
+		good: map[string]content{}, owner: map[mesh.Key]string{}, next: map[string]content{},
+		broken: map[string]error{}, warnings: map[string][]manifest.Warning{},
+	}
+}
+
+// read notes what a file says now.
+func (s *set) read(path string, objects []mesh.Object, warnings []manifest.Warning, err error) {
 	c := make(content, len(objects))
 	for _, o := range objects {
-		key, err := mesh.KeyOf(o.Object)
-		if err != nil {
-			return nil, err
+		key, keyErr := mesh.KeyOf(o.Object)
+		if keyErr != nil && err == nil {
+			err = &manifest.Error{File: path, Line: o.Line, Message: keyErr.Error()}
 		}
 		c[key] = o
 	}
-	return c, nil
-}
-
-// read notes what a file says now. A file that is gone says nothing.
-func (s *set) read(path string, objects []mesh.Object, warnings []manifest.Warning, err error) {
-	f := s.files[path]
-	if f == nil {
-		f = &file{}
-		s.files[path] = f
-	}
-	f.next, f.broken = nil, err
+	delete(s.next, path)
 	if err != nil {
+		s.broken[path] = err
 		return
 	}
-	f.warnings = warnings
-	c, err := contentOf(objects)
-	if err != nil {
-		f.broken = &manifest.Error{File: path, Message: err.Error()}
-		return
+	delete(s.broken, path)
+	delete(s.warnings, path)
+	if len(warnings) > 0 {
+		s.warnings[path] = warnings
 	}
-	f.next = &c
+	s.next[path] = c
 }
 
-func (s *set) remove(path string) {
-	if f := s.files[path]; f != nil {
-		f.next, f.broken, f.warnings = &content{}, nil, nil
+// remove notes that a file is gone: it says nothing.
+func (s *set) remove(path string) { s.read(path, nil, nil, nil) }
+
+// clear forgets what was wrong with a path that has no content of its own: a directory.
+func (s *set) clear(path string) { delete(s.broken, path) }
+
+// known reports whether a file says anything, be it right or wrong.
+func (s *set) known(path string) bool {
+	_, good := s.good[path]
+	_, next := s.next[path]
+	_, broken := s.broken[path]
+	return good || next || broken
+}
+
+// paths lists the known files.
+func (s *set) paths() map[string]bool {
+	out := make(map[string]bool, len(s.good))
+	for p := range s.good {
+		out[p] = true
 	}
+	for p := range s.next {
+		out[p] = true
+	}
+	for p := range s.broken {
+		out[p] = true
+	}
+	return out
 }
 
 // shares reports whether what one file says now contains an object that is in force from another.
 func (s *set) shares(path, other string) bool {
-	f, o := s.files[path], s.files[other]
-	if f == nil || f.next == nil || o == nil || f == o {
-		return false
-	}
-	for key := range *f.next {
-		if _, ok := o.good[key]; ok {
-			return true
+	for key := range s.next[path] {
+		if s.owner[key] == other {
+			return path != other
 		}
 	}
 	return false
 }
 
-// settle puts the new contents in force, all but those that have a mistake or that claim an object which
-// another file has: one such file keeps its old content as a whole. It returns what changed.
+// settle puts the new contents in force, all but those that claim an object which another file has:
+// such a file keeps its old content as a whole, and is tried again each time. It returns what changed.
 func (s *set) settle() (apply []mesh.Object, remove []mesh.Key) {
-	paths := slices.Sorted(maps.Keys(s.files))
 	accepted := map[string]bool{}
-	for _, p := range paths {
-		accepted[p] = s.files[p].next != nil
+	for p := range s.next {
+		accepted[p] = true
+		delete(s.broken, p)
 	}
-	effective := func(p string) content {
-		if accepted[p] {
-			return *s.files[p].next
-		}
-		return s.files[p].good
-	}
-	for again := true; again; { // each round turns a file down, so this ends
-		again = false
-		owner := map[mesh.Key]string{}
-		for _, p := range paths {
-			for _, key := range sortedKeys(effective(p)) {
-				first, taken := owner[key]
-				if !taken {
-					owner[key] = p
-					continue
-				}
-				loser, winner := p, first
-				if _, had := s.files[p].good[key]; accepted[first] && (had || !accepted[p]) {
-					loser, winner = first, p
-				}
-				if !accepted[loser] {
-					continue // two contents in force never share an object
-				}
-				accepted[loser] = false
-				s.files[loser].broken = duplicate(key, loser, (*s.files[loser].next)[key], effective(winner)[key])
-				again = true
-				break
-			}
-			if again {
-				break
-			}
-		}
+	for s.turnDownOne(accepted) { // each round turns a file down, so this ends
 	}
 	before, after := content{}, content{}
-	for _, p := range paths {
-		f := s.files[p]
-		if !accepted[p] {
+	for p, ok := range accepted {
+		if !ok {
 			continue
 		}
-		maps.Copy(before, f.good)
-		maps.Copy(after, *f.next)
-		f.good, f.next, f.broken = *f.next, nil, nil
-		if len(f.good) == 0 && len(f.warnings) == 0 {
-			delete(s.files, p)
+		for key, o := range s.good[p] {
+			before[key] = o
+			if s.owner[key] == p {
+				delete(s.owner, key)
+			}
 		}
+	}
+	for p, ok := range accepted {
+		if !ok {
+			continue
+		}
+		for key, o := range s.next[p] {
+			after[key] = o
+			s.owner[key] = p
+		}
+		if s.good[p] = s.next[p]; len(s.good[p]) == 0 {
+			delete(s.good, p)
+		}
+		delete(s.next, p)
 	}
 	for key, o := range after {
 		if old, had := before[key]; !had || old.File != o.File || old.Line != o.Line || !reflect.DeepEqual(old.Object, o.Object) {
@@ -151,34 +146,61 @@ func (s *set) settle() (apply []mesh.Object, remove []mesh.Key) {
 	return apply, remove
 }
 
-func duplicate(key mesh.Key, path string, again, first mesh.Object) error {
-	return &manifest.Error{File: path, Line: again.Line, Object: key,
-		Message: fmt.Sprintf("this object is written twice; the first is in %s:%d: remove one of them", first.File, first.Line)}
+// turnDownOne finds two files that would both have an object, and turns one down: the one that does not
+// have it yet, or the later one by name.
+func (s *set) turnDownOne(accepted map[string]bool) bool {
+	claims := map[mesh.Key]string{}
+	for _, p := range slices.Sorted(maps.Keys(accepted)) {
+		if !accepted[p] {
+			continue
+		}
+		for _, key := range slices.SortedFunc(maps.Keys(s.next[p]), compareKeys) {
+			other, claimed := claims[key]
+			if q, owned := s.owner[key]; owned && q != p {
+				if _, keeps := s.next[q][key]; !accepted[q] || keeps {
+					other, claimed = q, true
+				}
+			}
+			if !claimed {
+				claims[key] = p
+				continue
+			}
+			loser, winner := p, other
+			if s.owner[key] == p && accepted[other] {
+				loser, winner = other, p
+			}
+			accepted[loser] = false
+			s.broken[loser] = duplicate(key, s.next[loser][key], s.at(winner, key, accepted))
+			return true
+		}
+	}
+	return false
 }
 
-func sortedKeys(c content) []mesh.Key {
-	return slices.SortedFunc(maps.Keys(c), compareKeys)
+// at is an object as a file has it.
+func (s *set) at(path string, key mesh.Key, accepted map[string]bool) mesh.Object {
+	if accepted[path] {
+		return s.next[path][key]
+	}
+	return s.good[path][key]
+}
+
+func duplicate(key mesh.Key, again, first mesh.Object) error {
+	return &manifest.Error{File: again.File, Line: again.Line, Object: key,
+		Message: fmt.Sprintf("this object is written twice; the first is in %s:%d: remove one of them", first.File, first.Line)}
 }
 
 func compareKeys(a, b mesh.Key) int {
 	return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 }
 
-// errors lists the mistakes that stand now, sorted by file.
-func (s *set) errors() []error {
-	var out []error
-	for _, p := range slices.Sorted(maps.Keys(s.files)) {
-		if err := s.files[p].broken; err != nil {
-			out = append(out, err)
-		}
+// wrong lists what is wrong now, sorted by file.
+func (s *set) wrong() (errs []error, warnings []manifest.Warning) {
+	for _, p := range slices.Sorted(maps.Keys(s.broken)) {
+		errs = append(errs, s.broken[p])
 	}
-	return out
-}
-
-func (s *set) warnings() []manifest.Warning {
-	var out []manifest.Warning
-	for _, p := range slices.Sorted(maps.Keys(s.files)) {
-		out = append(out, s.files[p].warnings...)
+	for _, p := range slices.Sorted(maps.Keys(s.warnings)) {
+		warnings = append(warnings, s.warnings[p]...)
 	}
-	return out
+	return errs, warnings
 }

@@ -52,7 +52,7 @@ func Watch(ctx context.Context, paths ...string) (<-chan Change, error) {
 	}
 	w := &watcher{
 		fsw:     fsw,
-		set:     set{files: map[string]*file{}},
+		set:     newSet(),
 		watched: map[string]uint64{},
 		due:     map[string]time.Time{},
 		missing: map[string]time.Time{},
@@ -188,7 +188,7 @@ func (w *watcher) event(e fsnotify.Event) {
 		delete(w.stamps, path)
 		w.due[path] = soon
 	case e.Op == fsnotify.Chmod: // no other content; but what could not be read may be readable now
-		if f := w.set.files[path]; f != nil && f.broken != nil {
+		if w.set.broken[path] != nil {
 			delete(w.stamps, path)
 			w.due[path] = soon
 		}
@@ -279,9 +279,7 @@ func (w *watcher) scan(dir string) error {
 		if err != nil {
 			return unreadable(dir, err)
 		}
-		if f := w.set.files[dir]; f != nil { // it could not be read before
-			delete(w.set.files, dir)
-		}
+		w.set.clear(dir)
 		fresh := false
 		for _, d := range dirs {
 			known := w.watched[d]
@@ -299,7 +297,7 @@ func (w *watcher) scan(dir string) error {
 				delete(w.watched, d)
 			}
 		}
-		for p := range w.set.files {
+		for p := range w.set.paths() {
 			if below(p, dir) {
 				if _, found := slices.BinarySearch(files, p); !found {
 					w.vanished(p)
@@ -369,8 +367,7 @@ func (w *watcher) forget(path string) {
 // wait reports whether it is too early to believe that a file lost its content, and sees to it
 // that it is looked at again.
 func (w *watcher) wait(path string) bool {
-	f := w.set.files[path]
-	if f == nil || !w.sent && len(f.good) == 0 {
+	if len(w.set.good[path]) == 0 {
 		return false
 	}
 	since, known := w.missing[path]
@@ -398,7 +395,7 @@ func (w *watcher) vanished(path string) {
 		w.due[path] = time.Now().Add(again)
 		return
 	}
-	if w.set.files[path] != nil {
+	if w.set.known(path) {
 		if w.wait(path) {
 			return
 		}
@@ -406,7 +403,7 @@ func (w *watcher) vanished(path string) {
 	}
 	if _, ok := w.watched[path]; ok {
 		delete(w.watched, path)
-		for p := range w.set.files {
+		for p := range w.set.paths() {
 			if below(p, path) {
 				w.vanished(p)
 			}
@@ -420,7 +417,7 @@ func (w *watcher) settle(c Change) (Change, bool) {
 	if len(apply)+len(remove) > 0 {
 		c.merge(apply, remove)
 	}
-	c.Errors, c.Warnings = w.set.errors(), w.set.warnings()
+	c.Errors, c.Warnings = w.set.wrong()
 	var text strings.Builder
 	for _, e := range c.Errors {
 		fmt.Fprintln(&text, e)

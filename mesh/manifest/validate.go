@@ -7,10 +7,8 @@ import (
 	"regexp/syntax"
 	"strings"
 
+	"github.com/weft-mesh/weft/mesh"
 	networking "istio.io/api/networking/v1alpha3"
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
-	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
-	networkingv1beta1 "istio.io/client-go/pkg/apis/networking/v1beta1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
@@ -19,31 +17,15 @@ import (
 // itself is all it looks at.
 func validate(o runtime.Object) []mistake {
 	c := &checker{}
-	switch o := o.(type) {
-	case *networkingv1.VirtualService:
-		c.virtualService(&o.Spec)
-	case *networkingv1beta1.VirtualService:
-		c.virtualService(&o.Spec)
-	case *networkingv1alpha3.VirtualService:
-		c.virtualService(&o.Spec)
-	case *networkingv1.DestinationRule:
-		c.destinationRule(&o.Spec)
-	case *networkingv1beta1.DestinationRule:
-		c.destinationRule(&o.Spec)
-	case *networkingv1alpha3.DestinationRule:
-		c.destinationRule(&o.Spec)
-	case *networkingv1.Gateway:
-		c.gateway(&o.Spec)
-	case *networkingv1beta1.Gateway:
-		c.gateway(&o.Spec)
-	case *networkingv1alpha3.Gateway:
-		c.gateway(&o.Spec)
-	case *networkingv1.ServiceEntry:
-		c.serviceEntry(&o.Spec)
-	case *networkingv1beta1.ServiceEntry:
-		c.serviceEntry(&o.Spec)
-	case *networkingv1alpha3.ServiceEntry:
-		c.serviceEntry(&o.Spec)
+	switch spec := mesh.SpecOf(o).(type) {
+	case *networking.VirtualService:
+		c.virtualService(spec)
+	case *networking.DestinationRule:
+		c.destinationRule(spec)
+	case *networking.Gateway:
+		c.gateway(spec)
+	case *networking.ServiceEntry:
+		c.serviceEntry(spec)
 	}
 	return c.mistakes
 }
