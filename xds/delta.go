@@ -333,9 +333,8 @@ func (d *delta) send(t envoy.Type) *frame {
 	if len(ty.groups) > 0 {
 		return d.sendGroup(t)
 	}
-	want := d.s.wanted(t)
 	d.s.materialize(t, ty.forced)
-	want = d.s.wanted(t)
+	want := d.s.wanted(t)
 	r := &response{typ: t, previous: ty.have}
 	for name := range ty.absent {
 		if lookup(want, t, name) == nil {

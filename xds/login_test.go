@@ -2,6 +2,13 @@ package xds
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	signing "istio.io/api/security/v1alpha1"
 
 	"github.com/weft-mesh/weft/envoy"
 	"github.com/weft-mesh/weft/identity/identitytest"
@@ -117,6 +125,67 @@ func TestAGatewayIsWhatTheInjectorSays(t *testing.T) {
 	} {
 		if got := kind(c.annotations); got != c.want {
 			t.Errorf("%v: %s, want %s", c.annotations, got, c.want)
+		}
+	}
+}
+
+func TestACertificateRequestIsSignedForTheCaller(t *testing.T) {
+	f := newFixture(t, nil)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := &signing.IstioCertificateRequest{Csr: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), ValidityDuration: 60}
+	r, err := signing.NewIstioCertificateServiceClient(f.dial(true)).CreateCertificate(withToken(t, f.token(time.Hour)), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode([]byte(r.CertChain[0]))
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if leaf.URIs[0].String() != "spiffe://cluster.local/ns/default/sa/reviews" || time.Until(leaf.NotAfter) > time.Minute {
+		t.Errorf("signed for %v until %s", leaf.URIs, leaf.NotAfter)
+	}
+	if last := r.CertChain[len(r.CertChain)-1]; last != string(f.authority.Roots()) {
+		t.Error("the last certificate is not the root")
+	}
+	if _, err := signing.NewIstioCertificateServiceClient(f.dial(true)).CreateCertificate(t.Context(), request); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("without a token: %v", err)
+	}
+}
+
+func TestDebugPagesAreNotForEverybody(t *testing.T) {
+	f := newFixture(t, nil)
+	h := f.Guard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {}), "istio-system")
+	for _, c := range []struct {
+		from, token string
+		want        int
+	}{
+		{"127.0.0.1:1", "", 200},
+		{"[::1]:1", "", 200},
+		{"10.244.0.5:1", "", 401},
+		{"10.244.0.5:1", "nonsense", 401},
+		{"10.244.0.5:1", f.token(time.Hour), 403},
+		{"10.244.0.5:1", f.issuer.Token(t, "istio-system", "kiali", "kiali-1", "uid-3", time.Hour), 200},
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/debug/syncz", nil)
+		r.RemoteAddr = c.from
+		if c.token != "" {
+			r.Header.Set("Authorization", "Bearer "+c.token)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != c.want {
+			t.Errorf("from %s with token %.10q: %d, want %d", c.from, c.token, w.Code, c.want)
+		}
+		if c.token != "" && strings.Contains(w.Body.String(), c.token) {
+			t.Error("the answer repeats the token")
 		}
 	}
 }
