@@ -76,9 +76,15 @@ func ReadManifest(file string, text []byte) (*Manifest, error) {
 	for _, part := range splitDocuments(text) {
 		doc := &document{text: part}
 		m.docs = append(m.docs, doc)
-		var node yaml.Node
-		err := yaml.Unmarshal(part, &node)
-		if err != nil {
+		var node, rest yaml.Node
+		d := yaml.NewDecoder(bytes.NewReader(part))
+		if err := d.Decode(&node); err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("%s: %w", file, shiftLines(err, line-1))
+		}
+		switch err := d.Decode(&rest); {
+		case err == nil:
+			return nil, fmt.Errorf("%s:%d: a second document begins here without a line \"---\" before it", file, rest.Line+line-1)
+		case !errors.Is(err, io.EOF):
 			return nil, fmt.Errorf("%s: %w", file, shiftLines(err, line-1))
 		}
 		if len(node.Content) > 0 {
@@ -133,6 +139,9 @@ var yamlLine = regexp.MustCompile(`\bline (\d+)`)
 
 // shiftLines makes a parser's line numbers count from the beginning of the file.
 func shiftLines(err error, by int) error {
+	if strings.Contains(err.Error(), ": did not find expected") {
+		by++ // the library counts these from 0
+	}
 	return errors.New(yamlLine.ReplaceAllStringFunc(strings.TrimPrefix(err.Error(), "yaml: "), func(s string) string {
 		n, _ := strconv.Atoi(s[len("line "):])
 		return "line " + strconv.Itoa(n+by)

@@ -190,8 +190,11 @@ func served(sites []probeSite, originals map[string]prober) []bootstrap.Probe {
 		}
 		switch {
 		case p.HTTPGet != nil:
-			if p.HTTPGet.Scheme == corev1.URISchemeHTTPS {
+			switch {
+			case p.HTTPGet.Scheme == corev1.URISchemeHTTPS:
 				b.Handler = bootstrap.HTTPS
+			case p.HTTPGet.Protocol != nil && *p.HTTPGet.Protocol == corev1.HTTPProtocolHTTP2:
+				b.Handler = bootstrap.H2C
 			}
 			b.Port, b.Target = uint16(p.HTTPGet.Port.IntVal), requestURI(p.HTTPGet.Path)
 		case p.TCPSocket != nil:

@@ -200,6 +200,9 @@ func TestEnvoyLogsInAndAnswersTheAppsProbes(t *testing.T) {
 	secure := serve(t, podIP+":0", func(l net.Listener) {
 		_ = http.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}}), app)
 	})
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	h2c := serve(t, podIP+":0", func(l net.Listener) { _ = (&http.Server{Handler: app, Protocols: &protocols}).Serve(l) })
 	checks := health.NewServer()
 	hs := grpc.NewServer()
 	grpc_health_v1.RegisterHealthServer(hs, checks)
@@ -221,6 +224,7 @@ func TestEnvoyLogsInAndAnswersTheAppsProbes(t *testing.T) {
 			{Path: "/app-health/app/startupz", Port: plain, Target: "/moved", Timeout: second},
 			{Path: "/app-health/slow/readyz", Port: plain, Target: "/slow", Timeout: second},
 			{Path: "/app-health/tls/readyz", Handler: HTTPS, Port: secure, Target: "/", Timeout: second},
+			{Path: "/app-health/h2c/readyz", Handler: H2C, Port: h2c, Target: "/", Timeout: second},
 			{Path: "/app-health/tcp/readyz", Handler: TCP, Port: tcp, Timeout: second},
 			{Path: "/app-health/rpc/readyz", Handler: GRPC, Port: rpc, Target: "my.Service", Timeout: second},
 		},
@@ -270,6 +274,7 @@ func TestEnvoyLogsInAndAnswersTheAppsProbes(t *testing.T) {
 		"/app-health/app/startupz":            http.StatusFound,
 		"/app-health/slow/readyz":             http.StatusGatewayTimeout,
 		"/app-health/tls/readyz":              http.StatusOK,
+		"/app-health/h2c/readyz":              http.StatusOK,
 		"/app-health/nobody/livez":            http.StatusNotFound,
 		"/config_dump":                        http.StatusNotFound,
 		"/stats/prometheus/../../config_dump": http.StatusNotFound,

@@ -30,10 +30,11 @@ import (
 
 // probeFragments are the JSON of what one probe adds.
 type probeFragments struct {
-	route                         fragment
-	filter                        fragment
-	http, https, tcpCheck, gCheck fragment
-	lua, merged                   fragment
+	route            fragment
+	filter           fragment
+	http, https, h2c fragment
+	tcpCheck, gCheck fragment
+	lua, merged      fragment
 }
 
 // Markers. Numbers and durations are values that nobody writes.
@@ -116,6 +117,16 @@ func compileProbes() (probeFragments, error) {
 	c, e = compile(https, markName, markPort)
 	take(&f.https, c, e)
 
+	h2c := app()
+	h2c.TypedExtensionProtocolOptions = protocol(&httpv3.HttpProtocolOptions{
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{MaxRequestsPerConnection: wrapperspb.UInt32(1)},
+		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}},
+		}},
+	})
+	c, e = compile(h2c, markName, markPort)
+	take(&f.h2c, c, e)
+
 	check := func() *corev3.HealthCheck {
 		every := durationpb.New(checkEvery)
 		return &corev3.HealthCheck{
@@ -181,10 +192,13 @@ func (f *probeFragments) build(probes []Probe, metrics *AppMetrics) (filters, ro
 		port = strconv.AppendUint(port[:0], uint64(p.Port), 10)
 		timeout = seconds(timeout[:0], p.Timeout)
 		switch p.Handler {
-		case HTTP, HTTPS:
+		case HTTP, HTTPS, H2C:
 			scheme, cluster := "http", &f.http
-			if p.Handler == HTTPS {
+			switch p.Handler {
+			case HTTPS:
 				scheme, cluster = "https", &f.https
+			case H2C:
+				scheme, cluster = "h2c", &f.h2c
 			}
 			key := "app-probe|" + scheme + "|" + string(port)
 			name = quote(name[:0], key)

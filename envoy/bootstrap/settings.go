@@ -148,6 +148,7 @@ const (
 	HTTPS
 	TCP
 	GRPC
+	H2C // HTTP/2 without TLS (Kubernetes: httpGet.protocol HTTP2)
 )
 
 // Probe is one probe (or HTTP lifecycle hook) of the app, which kubelet sends to http://podIP:15020Path instead.
@@ -155,6 +156,6 @@ type Probe struct {
 	Path    string // on PortProbes: /app-health/<container>/readyz
 	Handler Handler
 	Port    uint16
-	Target  string        // HTTP, HTTPS: path and query to ask for; GRPC: service name
+	Target  string        // HTTP, HTTPS, H2C: path and query to ask for; GRPC: service name
 	Timeout time.Duration // zero: none
 }
