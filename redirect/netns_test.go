@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -133,10 +134,32 @@ func newTestNet(t testing.TB, tproxy bool) *testNet {
 		serve(t, n, PortDNS, false, func(c *net.TCPConn) string { return "dns " + originalDst(c) })
 		serveUDP(t, "dns", PortDNS)
 	})
+	n.settle(t)
 	if t.Failed() {
 		t.FailNow()
 	}
 	return n
+}
+
+// settle waits until everybody reaches everybody. The kernel makes the route of a new IPv6 address in the background, which takes up to a
+// second on a busy machine, and until then answers "no route".
+func (n *testNet) settle(t testing.TB) {
+	t.Helper()
+	for _, c := range []struct {
+		ns   *nstest.NS
+		addr []string
+		port string
+	}{{n.pod, serverAddrs, "80"}, {n.world, []string{podV4, podV6, podEth1}, "8080"}, {n.pod, []string{podV6}, "8080"}} {
+		for _, a := range c.addr {
+			got := ""
+			for deadline := time.Now().Add(20 * time.Second); !strings.Contains(got, a) && time.Now().Before(deadline); {
+				c.ns.Do(func() { got = ask("tcp", "", net.JoinHostPort(a, c.port)) })
+			}
+			if !strings.Contains(got, a) {
+				t.Errorf("%s does not answer before there are any rules: %s", a, got)
+			}
+		}
+	}
 }
 
 // serve answers each connection to the port, on all addresses of both families, with one line.
@@ -276,20 +299,12 @@ func ask(network, from, addr string) string {
 		return err.Error()
 	}
 	defer c.Close()
-	buf := make([]byte, 512)
-	k := 0
-	for deadline := time.Now().Add(5 * time.Second); ; {
-		c.SetDeadline(deadline)
-		if network == "udp" {
-			// Nobody promises that a first datagram arrives while the neighbour is still being resolved; resolvers ask again too.
-			fmt.Fprint(c, "who")
-			c.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
-		}
-		k, err = c.Read(buf)
-		if !os.IsTimeout(err) || !time.Now().Before(deadline) {
-			break
-		}
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	if network == "udp" {
+		fmt.Fprint(c, "who")
 	}
+	buf := make([]byte, 512)
+	k, err := c.Read(buf)
 	if err != nil && k == 0 {
 		if errors.Is(err, unix.ECONNREFUSED) {
 			return "refused"

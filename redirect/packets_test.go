@@ -2,11 +2,14 @@ package redirect
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/weft-mesh/weft/e2e/kit"
 	"github.com/weft-mesh/weft/redirect/nstest"
@@ -174,26 +177,38 @@ func backends(t *testing.T) []Backend {
 
 func TestRealPacketsGoWhereTheSpecSays(t *testing.T) {
 	kit.Root(t)
+	all := specs(t)
 	for _, b := range backends(t) {
-		for name, s := range specs(t) {
-			t.Run(b.Name()+"/"+name, func(t *testing.T) {
-				n := newTestNet(t, s.Mode == TProxy)
-				n.pod.Do(func() {
-					if err := b.Apply(s); err != nil {
-						t.Errorf("apply: %v", err)
-					}
-				})
-				for _, c := range connections(s) {
-					if got := n.try(c); !sameOutcome(got, c.want) {
-						t.Errorf("%s: got %q, want %q", c.name, got, c.want)
-					}
+		for _, tproxy := range []bool{false, true} {
+			// One world for all: each Spec also replaces the one before it.
+			n := newTestNet(t, tproxy)
+			for _, name := range slices.Sorted(maps.Keys(all)) {
+				s := all[name]
+				if (s.Mode == TProxy) != tproxy {
+					continue
 				}
-				n.pod.Do(func() {
-					if drift, err := b.Verify(s); err != nil || len(drift) > 0 {
-						t.Errorf("verify right after apply: %v, %q", err, drift)
+				t.Run(b.Name()+"/"+name, func(t *testing.T) {
+					n.pod.Do(func() {
+						if err := b.Apply(s); err != nil {
+							t.Errorf("apply: %v", err)
+						}
+						// Connections of the former Spec keep its translation, as they should; a new one may by chance have the same ports.
+						if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+							t.Errorf("forget former connections: %v", err)
+						}
+					})
+					for _, c := range connections(s) {
+						if got := n.try(c); !sameOutcome(got, c.want) {
+							t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+						}
 					}
+					n.pod.Do(func() {
+						if drift, err := b.Verify(s); err != nil || len(drift) > 0 {
+							t.Errorf("verify right after apply: %v, %q", err, drift)
+						}
+					})
 				})
-			})
+			}
 		}
 	}
 }

@@ -346,8 +346,12 @@ func TestTheRulesAreReadyBeforeLoopbackIs(t *testing.T) {
 		}
 		defer l.Close()
 		// The guard address must be usable as a source, which is all it is there for.
+		// The kernel finishes a new address in the background.
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("::6")}, Timeout: 2 * time.Second}
 		c, err := d.Dial("tcp6", l.Addr().String())
+		for deadline := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(deadline); {
+			c, err = d.Dial("tcp6", l.Addr().String())
+		}
 		if err != nil {
 			t.Error(err)
 			return
