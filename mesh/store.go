@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 
+	meshconfig "istio.io/api/mesh/v1alpha1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 )
@@ -29,6 +31,34 @@ type Options struct {
 	DebounceAfter     time.Duration // quiet time before a change goes out; 100 ms
 	DebounceMax       time.Duration // longest time that a change is held back; 10 s
 	DebounceEndpoints bool          // hold back endpoints too (PILOT_ENABLE_EDS_DEBOUNCE)
+}
+
+// FromEnvironment takes the debounce settings from Istio's variables: PILOT_DEBOUNCE_AFTER and PILOT_DEBOUNCE_MAX,
+// durations such as "100ms" (0 turns the wait off), and PILOT_ENABLE_EDS_DEBOUNCE, a boolean. getenv is usually os.Getenv.
+func (o *Options) FromEnvironment(getenv func(string) string) error {
+	var errs []error
+	duration := func(into *time.Duration, name string) {
+		text := getenv(name)
+		if text == "" {
+			return
+		}
+		d, err := time.ParseDuration(text)
+		if err != nil || d < 0 {
+			errs = append(errs, fmt.Errorf("%s=%q is not a duration such as 100ms", name, text))
+			return
+		}
+		*into = max(d, 1) // 0 would mean the default
+	}
+	duration(&o.DebounceAfter, "PILOT_DEBOUNCE_AFTER")
+	duration(&o.DebounceMax, "PILOT_DEBOUNCE_MAX")
+	if text := getenv("PILOT_ENABLE_EDS_DEBOUNCE"); text != "" {
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("PILOT_ENABLE_EDS_DEBOUNCE=%q is neither true nor false", text))
+		}
+		o.DebounceEndpoints = b
+	}
+	return errors.Join(errs...)
 }
 
 // Store holds the mesh as it changes. Objects are applied and deleted by key; [Store.Snapshot] gives the mesh of
@@ -171,6 +201,32 @@ func (s *Store) Snapshot() *Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.build(true)
+}
+
+// Current returns the newest snapshot that was made. Unlike Snapshot it makes none, so that asking does not
+// cut the debounce of Updates short.
+func (s *Store) Current() *Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current
+}
+
+// Namespace returns a namespace as it was last applied, also when no snapshot shows it yet: who labels a
+// namespace and creates a pod expects the label to count. Nil when it is unknown.
+func (s *Store) Namespace(name string) *Namespace {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return latest(s.pending.namespaces, s.current.namespaces, name)
+}
+
+// Mesh returns the MeshConfig as it was last applied, also when no snapshot shows it yet.
+func (s *Store) Mesh() *meshconfig.MeshConfig {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending.mesh != nil {
+		return s.pending.mesh.config
+	}
+	return s.current.mesh.config
 }
 
 func (s *Store) empty() *Snapshot {

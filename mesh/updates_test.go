@@ -1,12 +1,14 @@
 package mesh
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	networking "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // next takes an update that must be there by now (in the time of the test's bubble).
@@ -152,5 +154,34 @@ func TestASlowReaderSkipsSnapshotsAndMissesNoChange(t *testing.T) {
 			t.Errorf("got version %d, %v", u.Snapshot.Version(), u.Changes)
 		}
 		none(t, slow, "it has everything")
+	})
+}
+
+func TestIstiosVariablesSetTheDebounce(t *testing.T) {
+	env := map[string]string{"PILOT_DEBOUNCE_AFTER": "2500ms", "PILOT_DEBOUNCE_MAX": "0s", "PILOT_ENABLE_EDS_DEBOUNCE": "true"}
+	var o Options
+	if err := o.FromEnvironment(func(k string) string { return env[k] }); err != nil || o.DebounceAfter != 2500*time.Millisecond || o.DebounceMax != 1 || !o.DebounceEndpoints {
+		t.Errorf("got %+v, %v", o, err)
+	}
+	env["PILOT_DEBOUNCE_AFTER"], env["PILOT_ENABLE_EDS_DEBOUNCE"] = "soon", "maybe"
+	err := o.FromEnvironment(func(k string) string { return env[k] })
+	if err == nil || !strings.Contains(err.Error(), `PILOT_DEBOUNCE_AFTER="soon"`) || !strings.Contains(err.Error(), `"maybe"`) {
+		t.Errorf("error %v does not name both", err)
+	}
+}
+
+func TestAskingForANamespaceDoesNotCutTheDebounceShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore(Options{})
+		updates := s.Updates(t.Context())
+		next(t, updates)
+		s.Apply(objects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"istio-injection": "enabled"}}})...)
+		if ns := s.Namespace("a"); ns == nil || ns.Labels["istio-injection"] != "enabled" {
+			t.Errorf("the store does not know what was applied: %v", ns)
+		}
+		if s.Current().Namespace("a") != nil {
+			t.Error("the snapshot shows it already")
+		}
+		none(t, updates, "nothing was quiet yet")
 	})
 }
