@@ -146,16 +146,21 @@ func (w *World) bundle(v *view, svc *mesh.Service) *bundle {
 // takeOver keeps old pointers for what came out the same.
 func (b *bundle) takeOver(old *bundle) {
 	b.resources = keep(old.resources, b.resources)
-	for i, h := range b.vhosts {
-		j := slices.IndexFunc(old.vhosts, func(o portHost) bool { return o.port == h.port && o.name == h.name })
-		if j >= 0 && old.vhosts[j].equal(h.virtualHost) {
-			b.vhosts[i] = old.vhosts[j]
-		}
-	}
+	takeOver(old.vhosts, b.vhosts)
 	for i, c := range b.chains {
 		j := slices.IndexFunc(old.chains, func(o sharedChain) bool { return o.port == c.port && o.name == c.name })
 		if j >= 0 && old.chains[j].equal(c) {
 			b.chains[i] = old.chains[j]
+		}
+	}
+}
+
+// takeOver replaces virtual hosts by old ones that say the same.
+func takeOver(old, fresh []portHost) {
+	for i, h := range fresh {
+		j := slices.IndexFunc(old, func(o portHost) bool { return o.port == h.port && o.name == h.name })
+		if j >= 0 && old[j].equal(h.virtualHost) {
+			fresh[i] = old[j]
 		}
 	}
 }

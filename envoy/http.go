@@ -27,13 +27,11 @@ func httpFilter(name string, config proto.Message) *hcm.HttpFilter {
 }
 
 // httpConnectionManager has what all HTTP chains of the mesh share; callers add routes, filters and identity handling.
-// Paths are normalized as MeshConfig.pathNormalization's default (BASE) has it; slashes are kept.
 func httpConnectionManager(m *meshconfig.MeshConfig, statPrefix string) *hcm.HttpConnectionManager {
-	return &hcm.HttpConnectionManager{
+	out := &hcm.HttpConnectionManager{
 		StatPrefix:        statPrefix,
 		AccessLog:         accessLogs(m),
 		StreamIdleTimeout: durationpb.New(0), // long polls and quiet streams live as long as their peers want
-		NormalizePath:     yes(),
 		UseRemoteAddress:  no(),
 		UpgradeConfigs:    []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		HttpProtocolOptions: &core.Http1ProtocolOptions{
@@ -43,6 +41,8 @@ func httpConnectionManager(m *meshconfig.MeshConfig, statPrefix string) *hcm.Htt
 			UseRequestIdForTraceSampling: yes(),
 		})},
 	}
+	normalizePaths(out, m)
+	return out
 }
 
 // routeByRDS takes the routes from a resource of their own.

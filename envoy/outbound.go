@@ -32,6 +32,8 @@ type outboundParts struct {
 	config  *meshconfig.MeshConfig
 	index   *routeIndex
 	ports   map[uint16]*sharedPort
+
+	strangers *strangers
 }
 
 // A sharedPort is a port on which several hosts take connections.
@@ -53,8 +55,10 @@ func (w *World) buildOutbound(v *view, old *scope) (*Set, any) {
 	if former == nil {
 		former = &outboundParts{}
 	}
-	if old.set != nil && former.config == parts.config && former.index == parts.index && slices.Equal(former.bundles, parts.bundles) {
-		v.problems = old.problems
+	parts.strangers = strangersOf(v, parts, former.strangers)
+	v.uses |= parts.strangers.uses
+	v.problems = append(v.problems, parts.strangers.problems...)
+	if old.set != nil && former.config == parts.config && former.strangers == parts.strangers && slices.Equal(former.bundles, parts.bundles) {
 		return old.set, former
 	}
 
@@ -69,7 +73,9 @@ func (w *World) buildOutbound(v *view, old *scope) (*Set, any) {
 			parts.port(c.port).chains = append(parts.port(c.port).chains, c)
 		}
 	}
-	w.unknownHosts(v, parts)
+	for _, h := range parts.strangers.hosts {
+		parts.port(h.port).hosts = append(parts.port(h.port).hosts, h.virtualHost)
+	}
 	for number, p := range parts.ports {
 		f := former.ports[number]
 		if f != nil && former.config == parts.config && slices.Equal(f.hosts, p.hosts) &&
@@ -91,29 +97,47 @@ func (p *outboundParts) port(number uint16) *sharedPort {
 	return p.ports[number]
 }
 
-// unknownHosts adds the hosts of VirtualServices that are no services: they may send to some. Istio gives them port 80.
-func (w *World) unknownHosts(v *view, parts *outboundParts) {
-	at := routeSite{gateway: "mesh", port: 80}
-	known := map[string]bool{}
-	for _, b := range parts.bundles {
-		known[b.svc.Host] = true
+// strangers are the hosts of VirtualServices that are no services, but may send requests to some.
+type strangers struct {
+	hosts    []portHost
+	names    []string // of the services that were known
+	index    *routeIndex
+	reads    []read
+	uses     uses
+	problems []Problem
+}
+
+// strangersOf gives such hosts port 80, as Istio does. former, which may be nil, is kept when nothing changed.
+func strangersOf(v *view, parts *outboundParts, former *strangers) *strangers {
+	names := make([]string, len(parts.bundles))
+	for i, b := range parts.bundles {
+		names[i] = b.svc.Host
 	}
-	hosts := slices.Sorted(maps.Keys(parts.index.exact))
-	for _, wild := range parts.index.wild {
+	if former != nil && former.index == v.index && slices.Equal(former.names, names) && v.holds(former.reads) {
+		return former
+	}
+	f := v.fork()
+	out := &strangers{names: names, index: v.index}
+	at := routeSite{gateway: "mesh", port: 80}
+	hosts := slices.Sorted(maps.Keys(v.index.exact))
+	for _, wild := range v.index.wild {
 		hosts = append(hosts, wild.pattern)
 	}
 	for _, host := range hosts {
-		vs := parts.index.of(host).http
-		if known[host] || vs == nil || !slices.Contains(vs.Spec.GetHosts(), host) {
+		vs := v.index.of(host).http
+		if _, known := slices.BinarySearch(names, host); known || vs == nil || !slices.Contains(vs.Spec.GetHosts(), host) {
 			continue
 		}
-		routes := v.httpRoutes(vs, at)
-		if len(routes) == 0 {
-			continue
+		if routes := f.httpRoutes(vs, at); len(routes) > 0 {
+			vh := newVirtualHost(virtualHostName(host, at.port), []string{host}, routes, vs.Ref)
+			out.hosts = append(out.hosts, portHost{at.port, vh})
 		}
-		vh := newVirtualHost(virtualHostName(host, at.port), []string{host}, routes, vs.Ref)
-		parts.port(at.port).hosts = append(parts.port(at.port).hosts, vh)
 	}
+	if former != nil {
+		takeOver(former.hosts, out.hosts)
+	}
+	out.reads, out.uses, out.problems = f.reads, f.uses, f.problems
+	return out
 }
 
 // build makes the listener and the routes of a shared port.

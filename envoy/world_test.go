@@ -176,6 +176,39 @@ spec: {host: ratings, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}
 	}
 }
 
+func TestHostsThatAreNoServicesFollowChangesToo(t *testing.T) {
+	m := inMotion(t)
+	stranger := func(timeout string) string {
+		return `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: default}
+spec:
+  hosts: [shop.example.com]
+  http: [{timeout: ` + timeout + `, route: [{destination: {host: reviews}}]}]`
+	}
+	m.apply(stranger("1s"))
+	before := m.outbound("default")
+	m.apply(oneEndpoint)
+	after := m.outbound("default")
+	if got := changed(before, after); len(got) != 1 {
+		t.Errorf("an endpoint: changed %q", got)
+	}
+	m.apply(stranger("2s"))
+	if got := changed(after, m.outbound("default")); !slices.Equal(got, []string{"envoy.routeKind 80"}) {
+		t.Errorf("its own routes: changed %q", got)
+	}
+	before = m.outbound("default")
+	m.apply(`
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: default}
+spec: {host: reviews, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}`)
+	if got := changed(before, m.outbound("default")); !slices.Contains(got, "envoy.routeKind 80") {
+		t.Errorf("a rule of its destination: changed %q", got)
+	}
+}
+
 func TestClientsOfAllNamespacesShareHosts(t *testing.T) {
 	m := inMotion(t)
 	a, b, home := m.outbound("a"), m.outbound("b"), m.outbound("default")
