@@ -36,7 +36,7 @@ func TestAnADDStartsNoProcessAndConnectsToNothing(t *testing.T) {
 	log := filepath.Join(n.dir, "trace")
 	out, err := n.exec("ADD", pod, fmt.Sprintf(`{"cniVersion":"1.1.0","name":"pods","type":"weft-cni","stateDir":%q,"runtimeConfig":{%q:%s}}`,
 		n.stateDir(), cni.CapabilityAnnotations, mustJSON(pod.args.CapabilityArgs[cni.CapabilityAnnotations])),
-		strace, "-f", "-qq", "-o", log, "-e", "trace=fork,vfork,clone,clone3,execve,connect", filepath.Join(n.path[1], "weft-cni"))
+		strace, "-f", "-qq", "-o", log, "-e", "trace=fork,vfork,clone,clone3,execve,connect", "-e", "signal=none", filepath.Join(n.path[1], "weft-cni"))
 	if err != nil {
 		t.Fatalf("ADD: %v: %s", err, out)
 	}

@@ -566,6 +566,27 @@ func TestHostPortsStillWorkInFrontOfARedirectedPod(t *testing.T) {
 	}
 }
 
+func TestThePluginTellsItsVersions(t *testing.T) {
+	n := newNode(t)
+	out, err := n.plugin("VERSION", n.pod("any", nil), `{"cniVersion":"1.1.0"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		CNIVersion        string
+		SupportedVersions []string
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if want := "[0.3.0 0.3.1 0.4.0 1.0.0 1.1.0]"; fmt.Sprint(got.SupportedVersions) != want {
+		t.Errorf("supported versions %v, want %s", got.SupportedVersions, want)
+	}
+	if _, err := n.plugin("ADD", n.pod("any", nil), `{"cniVersion":"0.2.0","name":"pods"}`); err == nil {
+		t.Error("ADD with a version that the plugin does not speak succeeded")
+	}
+}
+
 func mustJSON(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {
