@@ -182,9 +182,27 @@ func yamlError(d Document, err error) error {
 	if m := yamlLine.FindStringSubmatch(msg); m != nil {
 		line, _ = strconv.Atoi(m[1])
 		msg = strings.TrimPrefix(strings.Replace(msg, m[0], "", 1), ": ")
+		line = syntaxLine(d.Text, line)
 	}
 	msg = strings.Join(strings.Fields(strings.TrimPrefix(msg, "unmarshal errors:")), " ")
 	return fmt.Errorf("%s: broken YAML: %s", d.Place(line), strings.TrimPrefix(msg, ": "))
+}
+
+// syntaxLine corrects the parser's line, which for many mistakes is where the
+// surrounding block begins: the mistake is on the line after the longest part of the text that parses.
+func syntaxLine(text string, reported int) int {
+	var n yaml.Node
+	if yaml.Unmarshal([]byte(text), &n) == nil {
+		return reported // not the syntax is wrong but, for example, a key is there twice
+	}
+	lines := strings.SplitAfter(text, "\n")
+	const reach = 60 // lines beyond the reported one that are looked at
+	for k := min(len(lines), reported+reach); k > 0; k-- {
+		if yaml.Unmarshal([]byte(strings.Join(lines[:k], "")), &n) == nil {
+			return max(reported, min(k+1, len(lines)))
+		}
+	}
+	return reported
 }
 
 func fieldOf(msg string) string {
