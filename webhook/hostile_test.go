@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weft-mesh/weft/redirect"
 	"github.com/weft-mesh/weft/templates"
 )
 
@@ -174,6 +175,34 @@ func TestAForgedStatusAddsNothing(t *testing.T) {
 		}
 		if d := cmp.Diff(jsonOf(t, plain.Spec), jsonOf(t, after.Spec)); d != "" {
 			t.Errorf("%s changes the pod:\n%s", forged, d)
+		}
+	}
+}
+
+func TestAPodThatIstioInjectedIsRefusedAndNotMixed(t *testing.T) {
+	pod := podOf(t, `
+metadata: {name: p, annotations: {sidecar.istio.io/status: '{"initContainers":["istio-init"],"containers":["istio-proxy"],"volumes":["istio-envoy"],"imagePullSecrets":null,"revision":"default"}'}}
+spec:
+  initContainers: [{name: istio-init, image: docker.io/istio/proxyv2:1.20.8, args: [istio-iptables]}]
+  containers: [{name: app, image: app:1}, {name: istio-proxy, image: docker.io/istio/proxyv2:1.20.8, args: [proxy, sidecar]}]`)
+	_, _, err := newInjector(t, Options{}).Inject(pod, "default", nil)
+	if err == nil || !strings.Contains(err.Error(), "kube-inject") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestACopiedRedirectionIsNotKept(t *testing.T) {
+	in := newInjector(t, Options{})
+	for _, a := range []map[string]string{
+		{redirect.Annotation: "{}", annotationTemplates: "gateway"},
+		{redirect.Annotation: "{}", redirect.AnnotationInterceptionMode: "NONE"},
+	} {
+		after, _, err := in.Inject(plainPod(a), "default", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, ok := after.Annotations[redirect.Annotation]; ok {
+			t.Errorf("%v: %s", a, text)
 		}
 	}
 }

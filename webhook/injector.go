@@ -166,6 +166,8 @@ func (j *injection) apply() error {
 			return err
 		}
 	}
+	// Ours alone: one that a user copied from another pod would redirect a pod whose templates do not ask for it.
+	delete(j.pod.Annotations, redirect.Annotation)
 	for _, s := range j.sites {
 		s.rewrite()
 	}

@@ -42,6 +42,9 @@ func readStatus(pod *corev1.Pod) (s status, ok bool, err error) {
 	if err := json.Unmarshal([]byte(text), &s); err != nil {
 		return status{}, false, annotationError(annotationStatus, text, fmt.Errorf("this annotation is written by the injector; remove it, and the container %s", ProxyName))
 	}
+	if len(s.Templates) == 0 {
+		return status{}, false, fmt.Errorf("the pod carries a proxy that Istio injected (annotation %s, container %s); apply it as it was before, without istioctl kube-inject", annotationStatus, ProxyName)
+	}
 	return s, true, nil
 }
 

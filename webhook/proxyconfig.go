@@ -237,7 +237,8 @@ func proxyEnv(metadata map[string]string) ([]corev1.EnvVar, error) {
 }
 
 // captured is what is redirected: the mesh's setting, ProxyConfig's interception mode, then the pod's annotations.
-func (in *Injector) captured(pc *meshconfig.ProxyConfig, annotations map[string]string, uid int64) (redirect.Spec, []string, error) {
+// health is the port of the proxy's health listener.
+func (in *Injector) captured(pc *meshconfig.ProxyConfig, annotations map[string]string, uid int64, health uint16) (redirect.Spec, []string, error) {
 	base := *in.o.Redirect
 	switch pc.GetInterceptionMode() {
 	case meshconfig.ProxyConfig_TPROXY:
@@ -255,6 +256,10 @@ func (in *Injector) captured(pc *meshconfig.ProxyConfig, annotations map[string]
 	spec, err := redirect.FromAnnotations(base, annotations)
 	if err != nil {
 		return spec, nil, err
+	}
+	if health != redirect.PortHealth && spec.IncludeInboundPorts.All {
+		// As the usual port is: who asks for the proxy's health has no certificate.
+		spec.ExcludeInboundPorts = append(spec.ExcludeInboundPorts, health)
 	}
 	switch {
 	case spec.Mode == redirect.TProxy:

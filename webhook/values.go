@@ -208,7 +208,11 @@ func (j *injection) capture() error {
 	if sc := j.override.SecurityContext; sc != nil && sc.RunAsUser != nil {
 		uid = *sc.RunAsUser
 	}
-	spec, warnings, err := j.in.captured(j.pc, j.pod.Annotations, uid)
+	health, err := statusPort(j.pc, &j.user)
+	if err != nil {
+		return err
+	}
+	spec, warnings, err := j.in.captured(j.pc, j.pod.Annotations, uid, cmp.Or(health, redirect.PortHealth))
 	if err != nil {
 		return err
 	}

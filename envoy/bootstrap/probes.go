@@ -131,8 +131,9 @@ func compileProbes() (probeFragments, error) {
 		every := durationpb.New(checkEvery)
 		return &corev3.HealthCheck{
 			Timeout: marked, Interval: every,
-			// No traffic ever goes to these clusters, and Envoy then checks once a minute unless told.
-			NoTrafficInterval: every, NoTrafficHealthyInterval: every,
+			// No traffic ever goes to these clusters, and Envoy then checks once a minute unless told. While the app
+			// is not up the checks are closer together: kubelet's first look comes soon, its second a period later.
+			NoTrafficInterval: durationpb.New(checkEvery / 4), NoTrafficHealthyInterval: every,
 			UnhealthyThreshold: wrapperspb.UInt32(1), HealthyThreshold: wrapperspb.UInt32(1),
 			ReuseConnection: wrapperspb.Bool(false),
 		}
