@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cespare/xxhash/v2"
+	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/weft-mesh/weft/mesh"
@@ -183,6 +185,9 @@ func (w *World) gatewaySet(p Proxy) *Set {
 	c := client{namespace: workload.Namespace, router: true}
 	f := familiesOf(p.addresses())
 	name := workloadScopeName("gateway", workload, inboundContext{families: f})
+	if own := workload.Annotations[proxyConfigAnnotation]; own != "" {
+		name += fmt.Sprintf("/%08x", uint32(xxhash.Sum64String(own)))
+	}
 	build := func(name string) func(v *view, old *scope) (*Set, any) {
 		return func(v *view, old *scope) (*Set, any) {
 			parts, _ := old.parts.(*gatewayParts)
@@ -213,7 +218,7 @@ func (w *World) gatewaySet(p Proxy) *Set {
 
 // buildGateway makes the listeners and routes.
 func buildGateway(v *view, w *mesh.Workload, f families) *gatewayParts {
-	b := &gatewayBuilder{view: v, families: f, used: map[string]*mesh.Service{}}
+	b := &gatewayBuilder{view: v, families: f, topology: v.topology(w), used: map[string]*mesh.Service{}}
 	servers := v.gatewayServers(w)
 	for _, key := range sortedKeys(servers) {
 		b.listen(key, servers[key])
@@ -245,6 +250,7 @@ func sortedKeys(m map[listenerKey][]*gatewayServer) []listenerKey {
 type gatewayBuilder struct {
 	*view
 	families  families
+	topology  *meshconfig.Topology // nil: nothing in front
 	resources []*Resource
 	used      map[string]*mesh.Service // by host
 }

@@ -9,8 +9,6 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
-	meshconfig "istio.io/api/mesh/v1alpha1"
-
 	"github.com/weft-mesh/weft/mesh"
 )
 
@@ -25,6 +23,9 @@ func (b *gatewayBuilder) listen(key listenerKey, servers []*gatewayServer) {
 	if key.bind != "" {
 		l.Address = tcpAddress(key.bind, uint32(key.port))
 	}
+	if b.topology.GetProxyProtocol() != nil {
+		l.ListenerFilters = append(l.ListenerFilters, readProxyProtocol())
+	}
 	var causes []mesh.Ref
 	for _, s := range servers {
 		causes = append(causes, s.gateway.Ref)
@@ -38,7 +39,7 @@ func (b *gatewayBuilder) listen(key listenerKey, servers []*gatewayServer) {
 		l.FilterChains = []*listener.FilterChain{{Filters: []*listener.Filter{b.requests(name, l.Name)}}}
 		b.add(b.gatewayRoutes(name, servers))
 	case servesTLS:
-		l.ListenerFilters = []*listener.ListenerFilter{inspectTLS()}
+		l.ListenerFilters = append(l.ListenerFilters, inspectTLS())
 		l.FilterChains = b.tlsChains(l.Name, servers)
 	case servesTCP:
 		l.FilterChains = b.tcpChains(servers[0])
@@ -53,9 +54,8 @@ func (b *gatewayBuilder) listen(key listenerKey, servers []*gatewayServer) {
 func (b *gatewayBuilder) requests(routes, listenerName string) *listener.Filter {
 	m := serverRequests(b.mesh(), "outbound_"+listenerName)
 	m.UseRemoteAddress = yes()
-	topology := b.mesh().GetDefaultConfig().GetGatewayTopology()
-	m.XffNumTrustedHops = topology.GetNumTrustedProxies()
-	m.ForwardClientCertDetails = forwardClientCert(topology.GetForwardClientCertDetails())
+	m.XffNumTrustedHops = b.topology.GetNumTrustedProxies()
+	m.ForwardClientCertDetails = forwardClientCert(b.topology.GetForwardClientCertDetails())
 	m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{
 		Subject: yes(),
 		Cert:    true,
@@ -65,21 +65,6 @@ func (b *gatewayBuilder) requests(routes, listenerName string) *listener.Filter 
 	m.RouteSpecifier = routeByRDS(routes)
 	m.HttpFilters = clientHTTPFilters()
 	return networkFilter(hcmName, m)
-}
-
-// forwardClientCert says what becomes of a client's x-forwarded-client-cert: by default it is replaced by what the gateway itself has seen.
-func forwardClientCert(d meshconfig.ForwardClientCertDetails) hcm.HttpConnectionManager_ForwardClientCertDetails {
-	switch d {
-	case meshconfig.ForwardClientCertDetails_SANITIZE:
-		return hcm.HttpConnectionManager_SANITIZE
-	case meshconfig.ForwardClientCertDetails_FORWARD_ONLY:
-		return hcm.HttpConnectionManager_FORWARD_ONLY
-	case meshconfig.ForwardClientCertDetails_APPEND_FORWARD:
-		return hcm.HttpConnectionManager_APPEND_FORWARD
-	case meshconfig.ForwardClientCertDetails_ALWAYS_FORWARD_ONLY:
-		return hcm.HttpConnectionManager_ALWAYS_FORWARD_ONLY
-	}
-	return hcm.HttpConnectionManager_SANITIZE_SET
 }
 
 // A gatewayHost is one virtual host in the making.

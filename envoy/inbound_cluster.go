@@ -1,9 +1,12 @@
 package envoy
 
 import (
+	"time"
+
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/weft-mesh/weft/mesh"
 )
@@ -27,6 +30,11 @@ func (c inboundContext) inboundCluster(p inboundPort) *cluster.Cluster {
 	}
 	if !c.transparent {
 		m.UpstreamBindConfig = c.fromSidecar()
+	}
+	if p.service != nil {
+		// Envoy forgets destinations that were idle for 5 s, with their open connections. Those of one port are the
+		// pod's few addresses.
+		m.CleanupInterval = durationpb.New(24 * time.Hour)
 	}
 	limits := policy{pool: policyFor(ruleSpec(p.rule), nil, p.servicePort).pool}
 	limits.apply(m)
