@@ -1,6 +1,8 @@
 package envoy
 
 import (
+	"fmt"
+	"math/big"
 	"slices"
 	"strconv"
 	"time"
@@ -114,6 +116,24 @@ type clusterBuilder struct {
 
 func (c *clusterBuilder) build(subset *networking.Subset) {
 	p := policyFor(ruleSpec(c.rule), subset, c.port.Number)
+	m := c.cluster(p, subset)
+	if err := invalid(m); err != nil && c.rule != nil {
+		// Envoy would refuse it, and with it perhaps the whole response.
+		field := "spec.trafficPolicy"
+		if subset != nil {
+			field = "spec.subsets[" + subset.GetName() + "].trafficPolicy"
+		}
+		c.problem(c.rule.Ref, field, fmt.Sprintf("Envoy would refuse it: %v. Until it is corrected the policy is left out for %s", err, m.Name))
+		p = policy{}
+		m = c.cluster(p, subset)
+	}
+	c.add(newResource(Cluster, m.Name, m, c.refs()...))
+	if m.GetType() == cluster.Cluster_EDS {
+		c.add(newResource(Endpoints, m.Name, c.assignment(m.Name, p, subset), c.refs()...))
+	}
+}
+
+func (c *clusterBuilder) cluster(p policy, subset *networking.Subset) *cluster.Cluster {
 	name := clusterName(c.port.Number, subset.GetName(), c.svc.Host)
 	m := &cluster.Cluster{
 		Name:                 name,
@@ -134,10 +154,21 @@ func (c *clusterBuilder) build(subset *networking.Subset) {
 	c.weighLocalities(m, p)
 	c.protocol(m, p)
 	c.secure(m, p, subset.GetName())
-	c.add(newResource(Cluster, name, m, c.refs()...))
-	if m.GetType() == cluster.Cluster_EDS {
-		c.add(newResource(Endpoints, name, c.assignment(name, p, subset), c.refs()...))
+	return m
+}
+
+// invalid says why Envoy would refuse a cluster: what its API's rules tell, and what only its code knows.
+func invalid(m *cluster.Cluster) error {
+	if err := m.Validate(); err != nil {
+		return err
 	}
+	if t := m.GetMaglevLbConfig().GetTableSize(); t != nil && !big.NewInt(int64(t.GetValue())).ProbablyPrime(0) {
+		return fmt.Errorf("maglev.tableSize %d is not a prime number", t.GetValue())
+	}
+	if m.ConnectTimeout.AsDuration() < time.Millisecond {
+		return fmt.Errorf("connectTimeout %s is under 1 ms", m.ConnectTimeout.AsDuration())
+	}
+	return nil
 }
 
 // discovery says how the cluster finds its hosts. A sidecar lets the app choose among the endpoints of a headless
@@ -261,7 +292,7 @@ func setHTTPProtocol(m *cluster.Cluster, o *upstreamhttp.HttpProtocolOptions) {
 
 // connectTimeout is MeshConfig.connectTimeout, 10 s when it says nothing.
 func connectTimeout(m *meshconfig.MeshConfig) *durationpb.Duration {
-	if d := m.GetConnectTimeout(); d.AsDuration() > 0 {
+	if d := m.GetConnectTimeout(); d.AsDuration() >= time.Millisecond {
 		return d
 	}
 	return durationpb.New(10 * time.Second)

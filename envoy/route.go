@@ -77,6 +77,9 @@ func (b *routeBuilder) entry(h *networking.HTTPRoute) (routes []*route.Route, la
 			r.StatPrefix = m.GetStatPrefix()
 		}
 		r.Decorator = &route.Decorator{Operation: b.operation(r)}
+		if err := r.Validate(); err != nil && !b.bad {
+			b.wrong("", fmt.Sprintf("Envoy would refuse it: %v. Until it is corrected the entry is left out", err))
+		}
 		routes = append(routes, r)
 		if last = takesAll(r.Match); last {
 			break

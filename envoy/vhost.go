@@ -73,7 +73,7 @@ func routeTable(name string, hosts []*virtualHost) *Resource {
 	b := make([]byte, 0, size)
 	b = protowire.AppendTag(b, fieldTableName, protowire.BytesType)
 	b = protowire.AppendString(b, name)
-	var causes []mesh.Ref
+	causes := make([]mesh.Ref, 0, len(hosts))
 	for _, h := range hosts {
 		taken := func(d string) bool { _, dup := seen[d]; return dup }
 		if slices.ContainsFunc(h.domains, taken) {
@@ -99,7 +99,22 @@ func routeTable(name string, hosts []*virtualHost) *Resource {
 	b = protowire.AppendBytes(b, maxDirectBody)
 	b = protowire.AppendTag(b, fieldTableIgnorePort, protowire.VarintType)
 	b = protowire.AppendVarint(b, 1)
-	return rawResource(Route, name, b, causes...)
+	r := rawResource(Route, name, b)
+	r.Causes = distinct(causes)
+	return r
+}
+
+// distinct drops repetitions and keeps the order. Nearly all of a table's causes are services, each there once.
+func distinct(refs []mesh.Ref) []mesh.Ref {
+	seen := map[mesh.Ref]bool{}
+	return slices.DeleteFunc(refs, func(r mesh.Ref) bool {
+		if r.Kind == "Service" {
+			return false
+		}
+		again := seen[r]
+		seen[r] = true
+		return again
+	})
 }
 
 // hostDomains lists the names by which clients of a namespace may call a service: its FQDN, the shorter forms that the
