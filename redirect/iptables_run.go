@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // iptables is the backend for kernels without nftables. It starts two processes a family: one to read, one to write.
@@ -73,6 +76,9 @@ func (b *iptables) Apply(s Spec) error {
 	if err := b.find(); err != nil {
 		return err
 	}
+	if err := sameUserNamespace(); err != nil {
+		return err
+	}
 	if err := addRoutes(routes(s)); err != nil {
 		return err
 	}
@@ -80,6 +86,31 @@ func (b *iptables) Apply(s Spec) error {
 		if err := b.write(f, ipCompileSpec(s, f)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// errUserNamespace: the kernel lets iptables name socket owners only from inside the user namespace that the network namespace belongs to.
+var errUserNamespace = errors.New("iptables cannot redirect a pod with a user namespace of its own (hostUsers: false); only the nftables backend can, so use a kernel with nftables, or hostUsers: true")
+
+// sameUserNamespace fails when the network namespace of this thread belongs to another user namespace.
+func sameUserNamespace() error {
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	owner, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return fmt.Errorf("find the user namespace of the network namespace: %w", err)
+	}
+	defer unix.Close(owner)
+	var theirs, ours unix.Stat_t
+	if err := errors.Join(unix.Fstat(owner, &theirs), unix.Stat("/proc/thread-self/ns/user", &ours)); err != nil {
+		return fmt.Errorf("compare user namespaces: %w", err)
+	}
+	if theirs.Dev != ours.Dev || theirs.Ino != ours.Ino {
+		return errUserNamespace
 	}
 	return nil
 }
