@@ -10,7 +10,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -88,5 +90,25 @@ func TestStrictInTheNamespaceHoldsForItsWorkloads(t *testing.T) {
 	mode, refs := n.ServerMTLS(n.Workload("default", "reviews-1"), 9080)
 	if mode != MTLSStrict || len(refs) != 1 {
 		t.Fatalf("mode %v because of %v", mode, refs)
+	}
+}
+
+func TestKindsThatNooneKnowsAreNobodysNamesakes(t *testing.T) {
+	u := &unstructured.Unstructured{}
+	u.SetGroupVersionKind(schema.GroupVersionKind{Group: "gateway.networking.k8s.io", Version: "v1", Kind: "Gateway"})
+	u.SetNamespace("a")
+	u.SetName("gw")
+	key, err := KeyOf(u)
+	if err != nil || key != (Key{"Gateway.gateway.networking.k8s.io", "a", "gw"}) {
+		t.Errorf("got %v, %v", key, err)
+	}
+	s := NewStore(Options{})
+	s.Apply(gatewayObject("a", "gw", 1, nil))
+	if err := s.Apply(Object{Object: u}); err != nil {
+		t.Error(err)
+	}
+	s.Delete(key)
+	if s.Snapshot().Gateway("a", "gw") == nil {
+		t.Error("the mesh's own Gateway was deleted")
 	}
 }

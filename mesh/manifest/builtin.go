@@ -1,15 +1,17 @@
 package manifest
 
 import (
+	"encoding/json"
 	"fmt"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/runtime"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
+	kubejson "sigs.k8s.io/json"
 )
 
 var typeErrorText = regexp.MustCompile(`cannot unmarshal (\S+) into Go struct field \w+\.(\S+) of type (\S+)`)
@@ -50,7 +52,7 @@ func jsonName(goType string) string {
 var strictText = regexp.MustCompile(`^(unknown|duplicate) field "(.*)"$`)
 
 // strictMistake words an error of strict decoding into a built-in type.
-func strictMistake(err error, into runtime.Object) mistake {
+func strictMistake(err error, into any) mistake {
 	m := strictText.FindStringSubmatch(err.Error())
 	if m == nil {
 		return mistake{message: err.Error()}
@@ -108,6 +110,28 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 		case name != "":
 			out[name] = f.Type
 		}
+	}
+	return out
+}
+
+// strictMeta finds unknown fields in the metadata of a mesh kind, which its schema leaves open.
+func strictMeta(object map[string]any) []mistake {
+	text, err := json.Marshal(object["metadata"])
+	if err != nil {
+		return nil
+	}
+	into := &metav1.ObjectMeta{}
+	strict, err := kubejson.UnmarshalStrict(text, into)
+	if err != nil {
+		m := jsonMistake(err)
+		m.field = strings.TrimSuffix("metadata."+m.field, ".")
+		return []mistake{m}
+	}
+	var out []mistake
+	for _, e := range strict {
+		m := strictMistake(e, into)
+		m.field = "metadata." + m.field
+		out = append(out, m)
 	}
 	return out
 }

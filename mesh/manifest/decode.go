@@ -158,7 +158,7 @@ func (d *decoder) decode(object map[string]any, gvk schema.GroupVersionKind, key
 		return nil
 	}
 	if crd != nil {
-		found := crd.check(object)
+		found := append(crd.check(object), strictMeta(object)...)
 		*mistakes = append(*mistakes, found...)
 		if slices.ContainsFunc(found, func(m mistake) bool { return !m.warning }) {
 			return nil
