@@ -18,6 +18,7 @@ type change struct {
 	removed []string
 	body    []byte // the Segments of updated in a row; nil when there was no room to keep it
 	used    atomic.Uint64
+	done    atomic.Bool
 }
 
 type changeKey struct {
@@ -58,6 +59,7 @@ func (c *changes) get(k changeKey) *change {
 	e.used.Store(c.generation.Load())
 	// Others who want the same step wait here, not at c.mu.
 	e.once.Do(func() {
+		defer e.done.Store(true)
 		e.compute(k)
 		var size int
 		for _, r := range e.updated {
@@ -81,7 +83,7 @@ func (c *changes) sweep() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for k, e := range c.entries {
-		if e.used.Load()+keepGenerations < now {
+		if e.done.Load() && e.used.Load()+keepGenerations < now {
 			c.kept.Add(int64(-len(e.body)))
 			delete(c.entries, k)
 		}
