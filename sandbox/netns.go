@@ -13,13 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onThread runs f on an operating system thread of its own, which ends with f
-// and is never given back to Go: f may change its namespaces.
+// onThread runs f on an operating system thread that no other goroutine uses
+// meanwhile: f may change the thread's network namespace. The thread gets its
+// own one back afterwards; one that does not is never used again.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		done <- f()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			done <- err
+			return
+		}
+		defer home.Close()
+		err = f()
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
 	}()
 	return <-done
 }

@@ -7,6 +7,7 @@ import (
 
 	kyaml "sigs.k8s.io/yaml"
 
+	"github.com/weft-mesh/weft/mesh"
 	"github.com/weft-mesh/weft/sandbox/api"
 )
 
@@ -97,5 +98,15 @@ func meshConfig(settings []string) (string, error) {
 		at[steps[len(steps)-1]] = value
 	}
 	b, err := kyaml.Marshal(config)
-	return string(b), err
+	if err != nil {
+		return "", err
+	}
+	_, faults, err := mesh.ParseMeshConfig(string(b))
+	if err != nil {
+		return "", fmt.Errorf("--set: %w", err)
+	}
+	if len(faults) > 0 {
+		return "", fmt.Errorf("--set: MeshConfig: %s", strings.Join(faults, "; "))
+	}
+	return string(b), nil
 }

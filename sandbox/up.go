@@ -80,7 +80,7 @@ func startDaemon(ctx context.Context, d Dir, o Options, progress func(Step)) err
 		return err
 	}
 	defer log.Close()
-	hostNS, err := os.Open("/proc/self/ns/net")
+	hostNS, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return err
 	}

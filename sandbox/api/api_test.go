@@ -57,7 +57,7 @@ spec:
 
 func TestABrokenManifestIsRefusedWithFileAndLine(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"syntax": {"apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n labels: {}\n", "m.yaml:5: broken YAML: did not find expected key"},
+		"syntax":                        {"apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n labels: {}\n", "m.yaml:5: broken YAML: did not find expected key"},
 		"syntax in the second document": {"# first\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\nkind: [\n", "m.yaml:6: broken YAML"},
 		"twice the same key":            {"apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\nkind: Pod\n", `m.yaml:4: broken YAML: key "kind" already set in map`},
 		"unknown field":                 {strings.Replace(deployment, "env:", "envs:", 1), `m.yaml:13: Deployment "web": unknown field "spec.template.spec.containers[0].envs"`},

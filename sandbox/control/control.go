@@ -135,6 +135,9 @@ func (c *Control) sync(ctx context.Context, key store.Key) error {
 // route says whose business a change is.
 func (c *Control) route(ctx context.Context, e store.Event) {
 	c.queue.Add(e.Key)
+	if e.Type == store.Added && c.orphan(e.Object) {
+		c.delete(e.Object)
+	}
 	for _, o := range []store.Object{e.Object, e.Old} {
 		if o == nil {
 			continue
@@ -187,6 +190,20 @@ func (c *Control) collect(owner types.UID, namespace string) {
 			}
 		}
 	}
+}
+
+// orphan reports that an object's controller is gone already: a sync that
+// was under way made it while its owner was being deleted.
+func (c *Control) orphan(o store.Object) bool {
+	ref := metav1.GetControllerOf(o)
+	if ref == nil {
+		return false
+	}
+	if _, known := store.Resource(ref.Kind); !known {
+		return false
+	}
+	owner := c.parent(o)
+	return owner == nil || owner.GetUID() != ref.UID
 }
 
 func (c *Control) delete(o store.Object) {

@@ -183,6 +183,9 @@ func (c *Control) roll(d *appsv1.Deployment, current *appsv1.ReplicaSet, old []*
 	minAvailable := want - unavailable
 	available := c.available(current)
 	budget := to + oldTotal - minAvailable - max(0, to-available)
+	if budget <= 0 {
+		return nil // pods that are to go already are still counted as available
+	}
 	for _, rs := range old {
 		oldAvailable := c.available(rs)
 		broken := min(*rs.Spec.Replicas-oldAvailable, budget)
@@ -194,7 +197,7 @@ func (c *Control) roll(d *appsv1.Deployment, current *appsv1.ReplicaSet, old []*
 		}
 		available += oldAvailable
 	}
-	spare := available - minAvailable
+	spare := min(available-minAvailable, budget)
 	for _, rs := range old {
 		fresh := store.Get[*appsv1.ReplicaSet](c.store(), "replicasets.apps", rs.Namespace, rs.Name)
 		if fresh == nil || spare <= 0 {

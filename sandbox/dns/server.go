@@ -56,7 +56,7 @@ func (s *Server) Listen(addrs ...netip.AddrPort) (stop func(), err error) {
 // ServeDNS implements dns.Handler.
 func (s *Server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	m := s.Answer(q)
-	if _, tcp := w.RemoteAddr().(interface{ AddrPort() netip.AddrPort }); tcp && w.RemoteAddr().Network() == "udp" {
+	if w.RemoteAddr().Network() == "udp" {
 		size := dns.MinMsgSize
 		if o := q.IsEdns0(); o != nil {
 			size = int(o.UDPSize())
