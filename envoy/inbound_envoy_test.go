@@ -365,7 +365,7 @@ func TestSidecarsAcceptWhatPeerAuthenticationAllows(t *testing.T) {
 						t.Errorf("%s, %s port, plain client that listens: got %q", mode, p.name, got)
 					}
 				}
-				if mode == "DISABLE" && p.name == "declared tcp" && time.Since(started) > sniffTimeout/2 {
+				if mode == "DISABLE" && p.name == "declared tcp" && time.Since(started) >= sniffTimeout {
 					t.Errorf("DISABLE, declared tcp: the banner took %v, although nothing has to be sniffed", time.Since(started))
 				}
 				started = time.Now()
@@ -374,7 +374,7 @@ func TestSidecarsAcceptWhatPeerAuthenticationAllows(t *testing.T) {
 					if got == "220 hello, bye" {
 						t.Errorf("DISABLE, %s port: mesh TLS was accepted", p.name)
 					}
-				} else if got != "220 hello, bye" || time.Since(started) > sniffTimeout/2 {
+				} else if got != "220 hello, bye" || time.Since(started) >= sniffTimeout {
 					t.Errorf("%s, %s port, mesh client that listens: got %q after %v", mode, p.name, got, time.Since(started))
 				}
 			}
@@ -438,6 +438,9 @@ func wantVisit(mode, port, visitor string) string {
 
 // matchesVisit compares all but the certificate's hash.
 func matchesVisit(got, want string) bool {
+	if want == "certificate required" && got == "reset" {
+		return true // a client of TLS 1.3 sends its request before it can know, and may find the connection closed
+	}
 	head, uri, ok := strings.Cut(want, " xfcc=")
 	if !ok {
 		return got == want

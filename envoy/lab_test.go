@@ -214,6 +214,7 @@ func connectionEnd(err error) string {
 	for _, known := range []struct{ part, name string }{
 		{"connection refused", "refused"},
 		{"connection reset", "reset"},
+		{"broken pipe", "reset"},
 		{"EOF", "reset"}, // closed with nothing unread: the same to a user
 		{"certificate required", "certificate required"},
 		{"signed by unknown authority", "unknown authority"},
