@@ -78,7 +78,12 @@ func (nft) Apply(s Spec) error {
 	if err := addRoutes(routes(s)); err != nil {
 		return err
 	}
-	return nftWrite(nftCompile(compile(s)))
+	replaced, err := nftWrite(nftCompile(compile(s)))
+	if err != nil || !replaced {
+		// In a new pod there is nothing to look for. Each attempt would wait for a lock that all network namespaces of the machine share.
+		return err
+	}
+	return removeOtherRoutes(routes(s))
 }
 
 func (nft) Verify(s Spec) ([]string, error) {
@@ -98,13 +103,8 @@ func (nft) Verify(s Spec) ([]string, error) {
 }
 
 func (nft) Remove() error {
-	err := nftWrite(nftTable{})
-	c, dialErr := dialRoute()
-	if dialErr != nil {
-		return errors.Join(err, dialErr)
-	}
-	defer c.Close()
-	return errors.Join(err, removeRoutes(c, everyRoute()))
+	_, err := nftWrite(nftTable{})
+	return errors.Join(err, removeOtherRoutes(nil))
 }
 
 func (nft) Text(s Spec) (string, error) {

@@ -87,7 +87,7 @@ func (b *iptables) Apply(s Spec) error {
 			return err
 		}
 	}
-	return nil
+	return removeOtherRoutes(routes(s))
 }
 
 // errUserNamespace: the kernel lets iptables name socket owners only from inside the user namespace that the network namespace belongs to.
@@ -331,12 +331,7 @@ func (b *iptables) Remove() error {
 	for _, f := range bothFamilies {
 		errs = append(errs, b.write(f, ipCompile(nil, f)))
 	}
-	c, err := dialRoute()
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	defer c.Close()
-	return errors.Join(append(errs, removeRoutes(c, everyRoute()))...)
+	return errors.Join(append(errs, removeOtherRoutes(nil))...)
 }
 
 func (b *iptables) Text(s Spec) (string, error) {

@@ -14,15 +14,16 @@ import (
 )
 
 // nftWrite replaces our table by t in one transaction: a packet meets either all the old rules or all the new ones. No chains means no table.
-func nftWrite(t nftTable) error {
+// replaced is true when there was, or may have been, a table before.
+func nftWrite(t nftTable) (replaced bool, err error) {
 	s, err := dialNetlink(unix.NETLINK_NETFILTER)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer s.Close()
 	steps, err := nftSteps(t)
 	if err != nil {
-		return err
+		return false, err
 	}
 	table := attr(unix.NFTA_TABLE_NAME, text(nftTableName))
 	create := nftStep("create table inet "+nftTableName, unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Excl, table)
@@ -30,7 +31,12 @@ func nftWrite(t nftTable) error {
 	// deleted after a grace period, and closing the socket waits for that, 10 to 20 ms.
 	if len(steps) > 0 {
 		if err = s.transact(append([]step{create}, steps...)); err == nil {
-			return nil
+			return false, nil
+		}
+	}
+	if len(steps) == 0 {
+		if _, err := s.Execute(nftMessage(unix.NFT_MSG_GETTABLE, netlink.Acknowledge, table)); errors.Is(err, unix.ENOENT) {
+			return true, nil // gone already
 		}
 	}
 	if len(steps) == 0 || errors.Is(err, unix.EEXIST) {
@@ -42,12 +48,12 @@ func nftWrite(t nftTable) error {
 		if len(steps) > 0 {
 			replace = append(append(replace, create), steps...)
 		}
-		err = s.transact(replace)
+		replaced, err = true, s.transact(replace)
 	}
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return replaced, fmt.Errorf("nftables: %w", err)
 	}
-	return nil
+	return replaced, nil
 }
 
 // nftSteps fills the table. Chains come before rules, as rules name chains.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -143,29 +144,36 @@ func attribute(b []byte, kind uint16) string {
 
 func dialRoute() (*nlSocket, error) { return dialNetlink(unix.NETLINK_ROUTE) }
 
-// addRoutes makes what is wanted, and removes what is there but not wanted.
+// addRoutes makes what is wanted.
 func addRoutes(wanted []route) error {
+	if len(wanted) == 0 {
+		return nil
+	}
 	c, err := dialRoute()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	names := map[string]bool{}
 	for _, r := range wanted {
-		names[r.name] = true
 		_, err := c.Execute(r.add)
 		if err == nil || errors.Is(err, unix.EEXIST) || r.ipv6 && noIPv6(c, err) {
 			continue
 		}
 		return fmt.Errorf("add %s: %w", r.name, err)
 	}
-	var stale []route
-	for _, r := range everyRoute() {
-		if !names[r.name] {
-			stale = append(stale, r)
-		}
+	return nil
+}
+
+// removeOtherRoutes takes away what a former Spec may have left and this one does not want.
+func removeOtherRoutes(wanted []route) error {
+	c, err := dialRoute()
+	if err != nil {
+		return err
 	}
-	return removeRoutes(c, stale)
+	defer c.Close()
+	return removeRoutes(c, slices.DeleteFunc(everyRoute(), func(r route) bool {
+		return slices.ContainsFunc(wanted, func(w route) bool { return w.name == r.name })
+	}))
 }
 
 func removeRoutes(c *nlSocket, list []route) error {

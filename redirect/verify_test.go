@@ -71,7 +71,7 @@ func TestVerifySaysInWordsWhatSomebodyChanged(t *testing.T) {
 				table := nftCompile(compile(s))
 				c.change(&table)
 				if c.name != "nothing" {
-					if err := nftWrite(table); err != nil {
+					if _, err := nftWrite(table); err != nil {
 						t.Error(err)
 						return
 					}
