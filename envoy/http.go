@@ -71,6 +71,7 @@ func httpRouter() *hcm.HttpFilter { return httpFilter(routerName, &router.Router
 func outboundHTTP(m *meshconfig.MeshConfig, statPrefix, routeName string) *listener.Filter {
 	h := httpConnectionManager(m, statPrefix)
 	h.RouteSpecifier = routeByRDS(routeName)
+	h.StripTrailingHostDot = true // "reviews.default.svc.cluster.local." is what callers write who want no search domains
 	h.HttpFilters = clientHTTPFilters()
 	return networkFilter(hcmName, h)
 }

@@ -197,7 +197,9 @@ func (p *sharedPort) build(number uint16, m *meshconfig.MeshConfig) {
 		}
 		sniff(l, patience)
 	}
-	p.resources = append(p.resources, newResource(Listener, l.Name, l, refs...))
+	r := newResource(Listener, l.Name, l)
+	r.Causes = refs // in the order of the table, each once
+	p.resources = append(p.resources, r)
 }
 
 // catchAll is the virtual host for all names that nobody has: they pass, or get 502 (Istio API: MeshConfig.outboundTrafficPolicy).

@@ -303,7 +303,12 @@ func sniff(l *listener.Listener, patience time.Duration) {
 }
 
 func inspectTLS() *listener.ListenerFilter {
-	return listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}, nil)
+	return listenerFilter("envoy.filters.listener.tls_inspector", tlsInspector(), nil)
+}
+
+// tlsInspector reads a hello of ordinary size without a buffer for the largest there can be, which Envoy would allocate for each connection.
+func tlsInspector() *tlsinspector.TlsInspector {
+	return &tlsinspector.TlsInspector{InitialReadBufferSize: u32(512)}
 }
 
 func inspectHTTP() *listener.ListenerFilter {
