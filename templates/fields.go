@@ -18,6 +18,7 @@ type Field struct {
 	Index    []int  // for reflect.Value.FieldByIndex
 	Merge    bool   // patchStrategy:"merge": a list is merged and not replaced
 	MergeKey string // patchMergeKey: the JSON name that identifies an element; empty for lists of scalars
+	Struct   bool   // a struct, or a pointer to one, with fields of its own (see IsScalar)
 }
 
 type typeFields struct {
@@ -56,8 +57,12 @@ func collect(t reflect.Type, prefix []int, out *typeFields) {
 			collect(f.Type, index, out)
 			continue
 		}
+		inner := f.Type
+		if inner.Kind() == reflect.Pointer {
+			inner = inner.Elem()
+		}
 		strategy := strings.Split(f.Tag.Get("patchStrategy"), ",")
-		entry := Field{Name: name, Index: index, MergeKey: f.Tag.Get("patchMergeKey")}
+		entry := Field{Name: name, Index: index, MergeKey: f.Tag.Get("patchMergeKey"), Struct: inner.Kind() == reflect.Struct && !IsScalar(inner)}
 		for _, s := range strategy {
 			entry.Merge = entry.Merge || s == "merge"
 		}

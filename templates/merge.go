@@ -60,16 +60,16 @@ func mergeStruct(to, from reflect.Value) {
 func mergeValue(to, from reflect.Value, f Field) {
 	switch from.Kind() {
 	case reflect.Struct:
-		if IsScalar(from.Type()) {
-			to.Set(from)
-		} else {
+		if f.Struct {
 			mergeStruct(to, from)
+		} else {
+			to.Set(from)
 		}
 	case reflect.Pointer:
-		if to.IsNil() || from.Type().Elem().Kind() != reflect.Struct || IsScalar(from.Type().Elem()) {
-			to.Set(from)
-		} else {
+		if f.Struct && !to.IsNil() {
 			mergeStruct(to.Elem(), from.Elem())
+		} else {
+			to.Set(from)
 		}
 	case reflect.Map:
 		if to.IsNil() {

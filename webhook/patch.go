@@ -25,10 +25,13 @@ type patchWriter struct {
 
 // podPatch returns the patch that turns before into after, or nil when they are equal. Only metadata and spec are looked at.
 func podPatch(before, after *corev1.Pod) ([]byte, error) {
-	w := patchWriter{out: make([]byte, 0, 16<<10)}
+	w := patchWriter{out: make([]byte, 0, 24<<10)}
 	from, to := reflect.ValueOf(before).Elem(), reflect.ValueOf(after).Elem()
-	w.value("/metadata", from.FieldByName("ObjectMeta"), to.FieldByName("ObjectMeta"), templates.Field{})
-	w.value("/spec", from.FieldByName("Spec"), to.FieldByName("Spec"), templates.Field{})
+	for _, f := range templates.Fields(from.Type()) {
+		if f.Name == "metadata" || f.Name == "spec" {
+			w.value("/"+f.Name, from.FieldByIndex(f.Index), to.FieldByIndex(f.Index), f)
+		}
+	}
 	if w.err != nil {
 		return nil, fmt.Errorf("patch: %w", w.err)
 	}
@@ -63,27 +66,25 @@ func (w *patchWriter) json(to []byte, v any) []byte {
 // that, as RFC 6902 says of "add".
 func (w *patchWriter) value(path string, from, to reflect.Value, f templates.Field) {
 	switch {
-	case from.IsZero() && to.IsZero():
-		return
 	case from.IsZero():
-		w.op("add", path, to)
+		if !to.IsZero() {
+			w.op("add", path, to)
+		}
 		return
 	case to.IsZero():
 		w.op("remove", path, reflect.Value{})
 		return
 	}
-	switch t := from.Type(); {
-	case t.Kind() == reflect.Pointer && t.Elem().Kind() == reflect.Struct && !templates.IsScalar(t.Elem()):
-		if from.Pointer() != to.Pointer() {
-			w.structure(path, from.Elem(), to.Elem())
-		}
-	case t.Kind() == reflect.Struct && !templates.IsScalar(t):
+	switch kind := from.Kind(); {
+	case f.Struct && kind == reflect.Pointer:
+		w.structure(path, from.Elem(), to.Elem())
+	case f.Struct:
 		w.structure(path, from, to)
-	case t.Kind() == reflect.Map:
+	case kind == reflect.Map:
 		w.mapping(path, from, to)
-	case t.Kind() == reflect.Slice && f.Merge && f.MergeKey != "":
+	case kind == reflect.Slice && f.Merge && f.MergeKey != "":
 		w.list(path, from, to, f)
-	case t.Kind() == reflect.String:
+	case kind == reflect.String:
 		if from.String() != to.String() {
 			w.op("replace", path, to)
 		}
@@ -97,10 +98,9 @@ func (w *patchWriter) value(path string, from, to reflect.Value, f templates.Fie
 func (w *patchWriter) structure(path string, from, to reflect.Value) {
 	for _, f := range templates.Fields(from.Type()) {
 		a, b := from.FieldByIndex(f.Index), to.FieldByIndex(f.Index)
-		if a.IsZero() && b.IsZero() {
-			continue
+		if !a.IsZero() || !b.IsZero() {
+			w.value(path+"/"+f.Name, a, b, f)
 		}
-		w.value(path+"/"+f.Name, a, b, f)
 	}
 }
 
