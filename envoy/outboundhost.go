@@ -2,9 +2,11 @@ package envoy
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -149,7 +151,13 @@ func (h *hostBuilder) l4Chains(p mesh.Port) []*listener.FilterChain {
 	if vs := h.routed.tls; vs != nil && (p.Protocol == mesh.ProtocolTLS || p.Protocol == mesh.ProtocolHTTPS) {
 		for i, t := range vs.Spec.GetTls() {
 			field := "spec.tls[" + strconv.Itoa(i) + "]"
-			for _, m := range t.GetMatch() {
+			for j, m := range t.GetMatch() {
+				if bad := slices.IndexFunc(m.GetSniHosts(), func(n string) bool { return !isServerName(n) }); bad >= 0 {
+					h.problem(vs.Ref, fmt.Sprintf("%s.match[%d].sniHosts[%d]", field, j, bad), fmt.Sprintf(
+						"%q is no server name that can be matched: a wildcard stands for whole labels, as in *.example.com. Until it is corrected the match is left out",
+						m.GetSniHosts()[bad]))
+					continue
+				}
 				if !h.l4Applies(at, m.GetPort(), m.GetGateways(), m.GetSourceNamespace(), m.GetSourceLabels()) {
 					continue
 				}
@@ -210,6 +218,11 @@ func (v *view) l4Applies(at routeSite, port uint32, gateways []string, namespace
 		return false
 	}
 	return at.gateway != "mesh" || v.cameFrom(namespace, labels)
+}
+
+// isServerName: Envoy refuses a listener with other wildcards.
+func isServerName(n string) bool {
+	return n == "*" || n != "" && !strings.Contains(strings.TrimPrefix(n, "*."), "*")
 }
 
 // serverNames: Envoy writes "any" as no name at all.
