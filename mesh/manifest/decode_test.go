@@ -241,3 +241,26 @@ func TestEveryMeshKindHasASchemaThatCompiles(t *testing.T) {
 		}
 	}
 }
+
+func TestMistakesInTheTextAreToldWithTheirLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"a: 1\nb: {x: 1\nc: 2\n":  "f:2: not YAML: did not find expected ',' or '}'",
+		"a:\n  - b\n c: 1\n":      "f:3: not YAML: did not find expected key",
+		"x:\n  y: 1\n z: 2\n":     "f:3: not YAML: did not find expected key",
+		"a: 1\nb: \"x\n":          "f:2: not YAML: found unexpected end of stream",
+		"a: 1\n\tb: 2\n":          "f:2: not YAML: found a tab character that violates indentation",
+		"a: 1\nb: c: d\n":         "f:2: not YAML: mapping values are not allowed in this context",
+		"a: 1\nb: ]\n":            "f:2: not YAML: did not find expected node content",
+		"a: 1\nb: *nope\n":        "f:2: not YAML: unknown anchor 'nope' referenced",
+		"a: 1\nc: [1,\n\n":        "f:2: not YAML: did not find expected node content",
+		"# x\n---\na: 1\nb: @x\n": "f:4: not YAML: found character that cannot start any token",
+		"{\"a\": 1,\n \"b\" 2}":   "f:2: not JSON: invalid character '2' after object key",
+		"{\"a\": 1,\n \"a\": 2}":  "f:2: key \"a\" stands here a second time; the first is in line 1",
+		"a: 1\n\na: 2\n":          "f:3: key \"a\" stands here a second time; the first is in line 1",
+	} {
+		_, _, err := Decode(strings.NewReader(text), "f")
+		if err == nil || err.Error() != want {
+			t.Errorf("%q:\ngot  %v\nwant %s", text, err, want)
+		}
+	}
+}

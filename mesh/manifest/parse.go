@@ -135,12 +135,12 @@ func parseYAML(text []byte, firstLine int) (*node, *parseError) {
 		if errors.Is(err, io.EOF) {
 			return nil, nil
 		}
-		return nil, yamlError(err, firstLine)
+		return nil, yamlError(err, text, firstLine)
 	}
 	var rest yaml.Node
 	if err := decode(d, &rest); !errors.Is(err, io.EOF) {
 		if err != nil {
-			return nil, yamlError(err, firstLine)
+			return nil, yamlError(err, text, firstLine)
 		}
 		return nil, &parseError{firstLine + rest.Line - 1, "a second document begins here without a line \"---\" before it"}
 	}
@@ -172,17 +172,31 @@ func directivesOnly(text []byte) bool {
 	return true
 }
 
-var lineInMessage = regexp.MustCompile(`line (\d+): `)
+var (
+	lineInMessage = regexp.MustCompile(`line (\d+): `)
+	unknownAnchor = regexp.MustCompile(`unknown anchor '(.*)' referenced`)
+)
 
-func yamlError(err error, firstLine int) *parseError {
-	text := strings.TrimPrefix(err.Error(), "yaml: ")
-	line := firstLine
-	if m := lineInMessage.FindStringSubmatchIndex(text); m != nil {
-		n, _ := strconv.Atoi(text[m[2]:m[3]])
-		line = firstLine + n - 1
-		text = text[:m[0]] + text[m[1]:]
+// yamlError finds the line of the library's error. The library counts the lines of its parser's errors from 0
+// and those of its scanner's from 1, gives none for the first line, and none for unknown anchors.
+func yamlError(err error, text []byte, firstLine int) *parseError {
+	message := strings.TrimPrefix(err.Error(), "yaml: ")
+	line := 1
+	if m := lineInMessage.FindStringSubmatchIndex(message); m != nil {
+		line, _ = strconv.Atoi(message[m[2]:m[3]])
+		message = message[:m[0]] + message[m[1]:]
+		if strings.HasPrefix(message, "did not find expected") {
+			line++
+		}
+	} else if m := unknownAnchor.FindStringSubmatch(message); m != nil {
+		if i := bytes.Index(text, []byte("*"+m[1])); i >= 0 {
+			line += bytes.Count(text[:i], []byte{'\n'})
+		}
 	}
-	return &parseError{line, "not YAML: " + text}
+	if last := 1 + bytes.Count(bytes.TrimRight(text, " \t\r\n"), []byte{'\n'}); line > last {
+		line = last // an unclosed bracket is found at the end of the text
+	}
+	return &parseError{firstLine + line - 1, "not YAML: " + message}
 }
 
 // converter resolves scalars as kubectl does: YAML 1.1, so that a plain yes, no, on and off are booleans.
