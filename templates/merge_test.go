@@ -127,7 +127,7 @@ func sortLists(v reflect.Value) {
 
 func TestMergeIsAStrategicMergePatch(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 1500 {
+	for range 300 {
 		pod, overlay := random(t, r), random(t, r)
 		want := library(t, pod, overlay)
 		got := pod.DeepCopy()
