@@ -51,8 +51,8 @@ func (c *container) mark(in *instance, change func()) {
 
 // rhythm is how often an instance is probed. kubelet's ticker runs from the start of the pod's probe worker with
 // periods of whole seconds; here the ticks that count begin one period after the initial delay, and until something
-// answered for the first time there are extra attempts between them, at once and then whenever a fifth of the time
-// since the start has passed. A container is thus seen ready at most a fifth later than it is.
+// answered for the first time there are extra attempts between them, at once and then whenever a twentieth of the time
+// since the start has passed. A container is thus seen ready at most a twentieth later than it is.
 type rhythm struct {
 	begin  time.Time
 	period time.Duration
@@ -66,7 +66,7 @@ const quickest = 5 * time.Millisecond
 // next returns when to probe after now, and whether it counts.
 func (r *rhythm) next(now time.Time, first bool) (time.Time, bool) {
 	if r.eager {
-		at := now.Add(max(quickest, now.Sub(r.begin)/5))
+		at := now.Add(max(quickest, now.Sub(r.begin)/20))
 		if first {
 			at = now
 		}

@@ -120,7 +120,7 @@ func TestExtraProbeAttemptsComeBetweenThoseThatCount(t *testing.T) {
 		}
 	}
 	equal(t, "counted", counted, 5)
-	if extra < 20 || extra > 60 {
+	if extra < 80 || extra > 120 {
 		t.Errorf("%d extra attempts in 5 s", extra)
 	}
 	// A probe that hangs past its tick does not make up for it.

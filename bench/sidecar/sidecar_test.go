@@ -1,0 +1,153 @@
+// Package sidecar measures what a pod's owner waits for: an injected pod in a sandbox, from `apply` to Ready, with the
+// real webhook, CNI chain, Envoy and control plane.
+//
+//	go test -run '^$' -bench . ./bench/sidecar
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/e2e/kit"
+	"github.com/weft-mesh/weft/sandbox"
+	"github.com/weft-mesh/weft/sandbox/store"
+)
+
+// goal is how long the sidecar may take from the start of its process until it is proven to carry the pod's traffic,
+// at the median of an otherwise idle machine.
+const goal = 150 * time.Millisecond
+
+// times of one pod, since it was applied.
+type times struct {
+	running time.Duration // Envoy's process runs
+	started time.Duration // its startup probe, the redirect proof, has passed
+	app     time.Duration // the app's process runs
+	ready   time.Duration
+}
+
+func BenchmarkInjectedPodStartsUntilReady(b *testing.B) {
+	kit.Root(b)
+	kit.Envoy(b)
+	kit.CNIPlugins(b)
+	for _, name := range []string{"weftd", "weft-cni", "testapp"} {
+		kit.Program(b, name)
+	}
+	weft := kit.Program(b, "weft")
+	state := b.TempDir()
+	run := func(stdin string, args ...string) {
+		b.Helper()
+		cmd := exec.Command(weft, append([]string{"sandbox", "--state-dir", state, "--name", "bench"}, args...)...)
+		cmd.Stdin = strings.NewReader(stdin)
+		cmd.Dir = filepath.Dir(weft)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			b.Fatalf("weft sandbox %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	run("", "up")
+	b.Cleanup(func() { run("", "down") })
+	run("", "label", "namespace", "default", "istio-injection=enabled")
+	dir, err := sandbox.Open(state, "bench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	client := sandbox.NewClient(dir)
+
+	var all []times
+	one := func(i int) times {
+		name := fmt.Sprintf("pod-%d", i)
+		t, err := follow(b.Context(), client, name, func() {
+			run(fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %s, labels: {app: web}},
+				spec: {containers: [{name: app, image: "docker.io/weftmesh/testapp:1"}]}}`, name), "apply", "-f", "-")
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		run("", "delete", "pod", name, "--grace-period=0", "--force")
+		return t
+	}
+	one(0) // files into the page cache
+	for i := 1; b.Loop(); i++ {
+		all = append(all, one(i))
+	}
+	report := func(name string, of func(times) time.Duration) time.Duration {
+		var sorted []time.Duration
+		for _, t := range all {
+			sorted = append(sorted, of(t))
+		}
+		slices.Sort(sorted)
+		p50, p95 := sorted[len(sorted)/2], sorted[len(sorted)*95/100]
+		b.ReportMetric(float64(p50.Microseconds())/1000, name+"-p50-ms")
+		b.ReportMetric(float64(p95.Microseconds())/1000, name+"-p95-ms")
+		return p50
+	}
+	b.ReportMetric(0, "ns/op") // includes the deletion, which nobody waits for
+	report("pod-ready", func(t times) time.Duration { return t.ready })
+	report("app-after-sidecar", func(t times) time.Duration { return t.app - t.started })
+	p50 := report("sidecar-ready", func(t times) time.Duration { return t.started - t.running })
+	if len(all) >= 5 && p50 > goal {
+		b.Logf("sidecar ready after %v at the median; the goal is %v", p50, goal)
+	}
+}
+
+var errDone = errors.New("done")
+
+// follow applies a pod and notes when each step is seen.
+func follow(ctx context.Context, c *sandbox.Client, name string, apply func()) (t times, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	kind, ok := store.Resource("pods")
+	if !ok {
+		return t, errors.New("the sandbox knows no pods")
+	}
+	// Applying takes a process of the CLI; the clock runs from when the object exists.
+	go apply()
+	var begin time.Time
+	note := func(d *time.Duration, seen bool) {
+		if seen && *d == 0 {
+			*d = time.Since(begin)
+		}
+	}
+	var last *corev1.Pod
+	err = c.Watch(ctx, sandbox.Query{Kind: kind, Namespace: "default"}, func(e store.EventType, o store.Object) error {
+		pod, ok := o.(*corev1.Pod)
+		if !ok || pod.Name != name || e == store.Deleted {
+			return nil
+		}
+		if begin.IsZero() {
+			begin = time.Now()
+		}
+		last = pod
+		for _, s := range pod.Status.InitContainerStatuses {
+			if s.Name == "istio-proxy" {
+				note(&t.running, s.State.Running != nil)
+				note(&t.started, s.Started != nil && *s.Started)
+			}
+		}
+		for _, s := range pod.Status.ContainerStatuses {
+			note(&t.app, s.State.Running != nil)
+		}
+		for _, s := range pod.Status.Conditions {
+			note(&t.ready, s.Type == corev1.PodReady && s.Status == corev1.ConditionTrue)
+		}
+		if t.ready > 0 {
+			return errDone
+		}
+		return nil
+	})
+	if errors.Is(err, errDone) {
+		err = nil
+	}
+	if err != nil {
+		return t, fmt.Errorf("pod %s: %w; last seen: %+v", name, err, last)
+	}
+	return t, nil
+}
