@@ -2,6 +2,8 @@ package envoy
 
 import (
 	"fmt"
+	"math"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,6 +63,7 @@ func (s *gatewayServer) passthrough() bool {
 func (s *gatewayServer) serves(namespace string, hosts []string) []string {
 	var out []string
 	for _, pattern := range s.GetHosts() {
+		pattern = strings.ToLower(pattern) // as Envoy compares them
 		if ns, host, scoped := strings.Cut(pattern, "/"); scoped {
 			if ns == "." {
 				ns = s.gateway.Namespace
@@ -71,6 +74,7 @@ func (s *gatewayServer) serves(namespace string, hosts []string) []string {
 			pattern = host
 		}
 		for _, h := range hosts {
+			h = strings.ToLower(h)
 			switch {
 			case h == pattern || mesh.HostMatches(pattern, h):
 				out = append(out, h)
@@ -90,7 +94,7 @@ func (s *gatewayServer) hostNames() []string {
 		if _, rest, scoped := strings.Cut(h, "/"); scoped {
 			h = rest
 		}
-		out = append(out, h)
+		out = append(out, strings.ToLower(h))
 	}
 	slices.SortFunc(out, mesh.CompareHosts)
 	return slices.Compact(out)
@@ -149,6 +153,14 @@ func (v *view) admit(s *gatewayServer) bool {
 	refuse := func(field, message string) bool {
 		v.problem(s.gateway.Ref, s.field(field), message)
 		return false
+	}
+	if n := s.GetPort().GetNumber(); n == 0 || n > math.MaxUint16 {
+		return refuse("port.number", fmt.Sprintf("%d is no port; use 1 to 65535", n))
+	}
+	if b := s.GetBind(); b != "" {
+		if _, err := netip.ParseAddr(b); err != nil {
+			return refuse("bind", fmt.Sprintf("%q is no IP address of the pod; leave it out to listen on all", b))
+		}
 	}
 	if slices.Contains(sidecarPorts, s.port) {
 		return refuse("port.number", fmt.Sprintf("port %d belongs to the proxy itself; use another", s.port))

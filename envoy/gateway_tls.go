@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -41,11 +42,15 @@ func needsClientCertificate(t *networking.ServerTLSSettings) bool {
 // Gateway has it.
 func (b *gatewayBuilder) tlsChains(listenerName string, servers []*gatewayServer) []*listener.FilterChain {
 	var out []*listener.FilterChain
-	taken := map[string]bool{}
+	taken, tables := map[string]bool{}, map[string]bool{}
 	claim := func(ref mesh.Ref, field string, names []string) *listener.FilterChainMatch {
 		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool {
+			if strings.Contains(strings.TrimPrefix(n, "*"), "*") || strings.HasPrefix(n, "*") && n != "*" && n[1] != '.' {
+				b.problem(ref, field, "server name "+n+" cannot be matched: a wildcard stands for whole labels, as in *.example.com")
+				return true
+			}
 			if taken[n] {
-				b.problem(ref, field, "server name "+n+" on this port belongs to an older Gateway; remove one of them")
+				b.problem(ref, field, "server name "+n+" on this port belongs to an earlier server or an older Gateway; remove one of them")
 				return true
 			}
 			return false
@@ -76,6 +81,10 @@ func (b *gatewayBuilder) tlsChains(listenerName string, servers []*gatewayServer
 			if s.GetBind() != "" {
 				name += "." + s.GetBind()
 			}
+			if tables[name] { // two servers of one port name
+				name += "." + strconv.Itoa(s.index)
+			}
+			tables[name] = true
 			b.add(b.gatewayRoutes(name, []*gatewayServer{s}))
 			filters = []*listener.Filter{b.requests(name, listenerName)}
 		} else if filters = b.tcpFilters(s); filters == nil {
