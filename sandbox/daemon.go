@@ -50,6 +50,7 @@ type daemon struct {
 	started  time.Time
 	rootMu   sync.Mutex
 	root     []byte
+	lasting  context.Context // ends with the daemon; streams outlive their requests
 	stop     context.CancelFunc
 	stopping sync.Once
 	stopped  chan struct{} // closed when shutdown is complete

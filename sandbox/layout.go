@@ -51,8 +51,15 @@ func Open(stateDir, name string) (Dir, error) {
 	if err != nil {
 		return "", err
 	}
-	return Dir(filepath.Join(abs, name)), nil
+	d := Dir(filepath.Join(abs, name))
+	if len(d.Socket()) > longestSocketPath {
+		return "", fmt.Errorf("the path of the state directory %s is too long for a unix socket in it: choose a shorter --state-dir", abs)
+	}
+	return d, nil
 }
+
+// longestSocketPath is sockaddr_un.sun_path without its final zero (unix(7)).
+const longestSocketPath = 107
 
 // Names lists the sandboxes below a state directory, running or left over.
 func Names(stateDir string) []string {

@@ -52,6 +52,7 @@ type Status struct {
 
 // serve answers on the control socket until the sandbox has been taken down.
 func (d *daemon) serve(ctx context.Context, l net.Listener) error {
+	d.lasting = ctx
 	mux := http.NewServeMux()
 	handle := func(pattern string, f func(http.ResponseWriter, *http.Request) error) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -385,7 +386,8 @@ func (d *daemon) postExec(w http.ResponseWriter, r *http.Request) error {
 	if len(argv) == 0 {
 		return errors.New("no command given")
 	}
-	ctx, cancel := context.WithCancel(r.Context())
+	// Not the request's context: that ends when the client has sent all its input.
+	ctx, cancel := context.WithCancel(d.lasting)
 	defer cancel()
 	conn, in, err := hijack(w)
 	if err != nil {
@@ -426,7 +428,7 @@ func (d *daemon) postForward(w http.ResponseWriter, r *http.Request) error {
 	if err != nil || port == 0 {
 		return fmt.Errorf("%q is not a port", r.URL.Query().Get("port"))
 	}
-	target, err := d.dialPod(r.Context(), p, uint16(port))
+	target, err := d.dialPod(d.lasting, p, uint16(port))
 	if err != nil {
 		return apierrors.NewServiceUnavailable(err.Error())
 	}
