@@ -50,6 +50,7 @@ spec:
   selector: {app: %[1]s}
   ports:
   - {name: http, port: 80, targetPort: 8080}
+  - {name: http2, port: 81, targetPort: 8081}
   - {name: grpc, port: 9000}
   - {name: tcp, port: 9001}
   - {name: tcp-banner, port: 9002}

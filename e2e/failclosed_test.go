@@ -18,7 +18,7 @@ func TestFailClosedWithoutThePlugin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer down()
+	t.Cleanup(down) // before the namespace's own, hence after it
 	ns := NewNamespace(t, cluster, "", "istio-injection=enabled")
 	ns.Apply(App{Name: "echo"}.YAML())
 

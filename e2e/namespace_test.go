@@ -60,6 +60,7 @@ func (ns *Namespace) dump() {
 		{"get", "pods", "-n", ns.Name, "-o", "wide"},
 		{"get", "events", "-n", ns.Name},
 		{"logs", "-n", "istio-system", "deploy/istiod", "--tail", "30"},
+		{"exec", "-n", "istio-system", "deploy/istiod", "--", "curl", "-s", "http://127.0.0.1:15014/debug/problemz", "http://127.0.0.1:15014/debug/rejectz", "http://127.0.0.1:15014/debug/syncz"},
 	} {
 		out, err := ns.Cluster.Run(ctx, "", args...)
 		ns.T.Logf("%s\n%s%v", strings.Join(args, " "), out, err)

@@ -15,7 +15,8 @@ func TestS70EveryProtocolPassesTheMesh(t *testing.T) {
 		body string // contained in the answer
 	}{
 		{"HTTP/1.1", []string{"http://echo/"}, `"proto":"HTTP/1.1"`},
-		{"HTTP/2 without TLS", []string{"h2c://echo/"}, `"proto":"HTTP/2.0"`},
+		{"HTTP/2 on a port named http", []string{"h2c://echo/"}, `"method":"GET"`}, // HTTP/1.1 between the sidecars, as in Istio
+		{"HTTP/2 on a port named http2", []string{"h2c://echo:81/"}, `"proto":"HTTP/2.0"`},
 		{"WebSocket", []string{"-d", "hello", "ws://echo/ws"}, " hello"},
 		{"gRPC", []string{"grpc://echo:9000"}, "SERVING"},
 		{"TCP, client first", []string{"-d", "hello", "tcp://echo:9001"}, " hello"},

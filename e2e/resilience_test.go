@@ -153,15 +153,19 @@ func (ns *Namespace) meshConfig(add string) {
 
 func TestS29ConnectionPoolOverflows(t *testing.T) {
 	ns := meshed(t)
-	ns.Deploy(App{Name: "echo", Env: map[string]string{"DELAY": "30ms"}}, client)
-	pool := func(requests int) string {
-		return subsets("echo", nil, fmt.Sprintf(`  trafficPolicy:
+	// As with Istio, a sidecar keeps the counters of a cluster only when asked to.
+	cluster := "cluster.outbound|80||" + ns.host("echo")
+	counted := client
+	counted.Annotate = map[string]string{"sidecar.istio.io/statsInclusionPrefixes": cluster}
+	ns.Deploy(App{Name: "echo", Env: map[string]string{"DELAY": "30ms"}}, counted)
+	pool := func(http string) string {
+		return subsets("echo", nil, `  trafficPolicy:
     connectionPool:
       tcp: {maxConnections: 1}
-      http: {http1MaxPendingRequests: 1, http2MaxRequests: %d, maxRequestsPerConnection: 1, maxRetries: 1}
-`, requests))
+      http: {http1MaxPendingRequests: 1, maxRetries: 1, `+http+`}
+`)
 	}
-	ns.Apply(pool(1))
+	ns.Apply(pool("http2MaxRequests: 1, maxRequestsPerConnection: 1"))
 	Eventually(t, "two clients do not fit", func() error {
 		rs := ns.Call(fromClient, "-n", "60", "-c", "2", "http://echo/")
 		got := rs.Statuses()
@@ -175,12 +179,12 @@ func TestS29ConnectionPoolOverflows(t *testing.T) {
 		}
 		return nil
 	})
-	cluster := "cluster.outbound|80||" + ns.host("echo")
 	if n := ns.stat(cluster+".upstream_cx_overflow") + ns.stat(cluster+".upstream_rq_pending_overflow"); n == 0 {
 		t.Errorf("no overflow is counted in %s", cluster)
 	}
-	ns.Apply(pool(2))
-	Eventually(t, "one runs, one waits", func() error {
+	// One request runs and one waits. The connection is kept: while a new one is opened, a third could come to wait.
+	ns.Apply(pool("http2MaxRequests: 2"))
+	Eventually(t, "two clients fit", func() error {
 		if got := ns.Call(fromClient, "-n", "60", "-c", "2", "http://echo/").Statuses(); got["200"] != 60 {
 			return fmt.Errorf("%v", got)
 		}

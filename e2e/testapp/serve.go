@@ -29,6 +29,7 @@ import (
 // The ports of every instance. They can be moved by HTTP_PORT and so on.
 const (
 	httpPort   = 8080 // HTTP/1.1, h2c, WebSocket
+	http2Port  = 8081 // the same, for a Service port that declares HTTP/2
 	grpcPort   = 9000 // grpc.health.v1.Health
 	tcpPort    = 9001 // the client speaks first: lines are echoed as "VERSION line"
 	bannerPort = 9002 // the server speaks first: "VERSION ready", then echo
@@ -74,13 +75,15 @@ func serve() error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	web := &http.Server{Addr: port("HTTP_PORT", httpPort), Handler: s.routes(), Protocols: protocols, ReadHeaderTimeout: time.Minute}
-	group.Go(func() error {
-		if err := web.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
+	web := &http.Server{Handler: s.routes(), Protocols: protocols, ReadHeaderTimeout: time.Minute}
+	for _, address := range []string{port("HTTP_PORT", httpPort), port("HTTP2_PORT", http2Port)} {
+		group.Go(func() error {
+			if err := listen(address, web.Serve); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+	}
 	rpc := grpc.NewServer(grpc.UnaryInterceptor(s.stampRPC))
 	healthpb.RegisterHealthServer(rpc, health.NewServer())
 	group.Go(func() error { return listen(port("GRPC_PORT", grpcPort), rpc.Serve) })
