@@ -13,7 +13,9 @@ import (
 type bundle struct {
 	svc      *mesh.Service
 	client   client
-	reads    []read
+	reads    []read        // whose answers depend on the client
+	common   []read        // whose answers do not
+	checked  atomic.Uint64 // 1 + generation of the World in which common last read the same
 	uses     uses
 	problems []Problem
 	used     atomic.Uint64 // generation of the last World that contains it
@@ -45,7 +47,7 @@ func (b *bundle) fits(c client) bool {
 
 // A pool holds what Worlds and scopes share: bundles by host, and single Resources by content.
 type pool struct {
-	mu        sync.Mutex
+	mu        sync.RWMutex
 	hosts     map[string][]*bundle
 	resources map[content]*Resource
 	swept     uint64
@@ -75,8 +77,8 @@ func (p *pool) intern(resources []*Resource) {
 }
 
 func (p *pool) candidates(host string) []*bundle {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	return p.hosts[host]
 }
 
@@ -125,7 +127,7 @@ func (w *World) bundle(v *view, svc *mesh.Service) *bundle {
 		if !b.fits(v.client) {
 			continue
 		}
-		if b.svc == svc && v.holds(b.reads) {
+		if b.svc == svc && b.holds(v, w.generation) {
 			b.used.Store(w.generation)
 			return b
 		}
@@ -139,8 +141,33 @@ func (w *World) bundle(v *view, svc *mesh.Service) *bundle {
 	}
 	w.pool.intern(b.resources)
 	b.used.Store(w.generation)
+	b.checked.Store(w.generation + 1)
 	w.pool.add(b)
 	return b
+}
+
+// holds reports whether the bundle would come out the same. What does not depend on the client is looked up once for all scopes.
+func (b *bundle) holds(v *view, generation uint64) bool {
+	if b.checked.Load() != generation+1 {
+		if !v.holds(b.common) {
+			return false
+		}
+		b.checked.Store(generation + 1)
+	}
+	return v.holds(b.reads)
+}
+
+// remember takes over what a view has read.
+func (b *bundle) remember(v *view) {
+	for _, r := range v.reads {
+		switch r.(type) {
+		case meshRead, endpointsRead, modesRead:
+			b.common = append(b.common, r)
+		default:
+			b.reads = append(b.reads, r)
+		}
+	}
+	b.uses, b.problems = v.uses, v.problems
 }
 
 // takeOver keeps old pointers for what came out the same.

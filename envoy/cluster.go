@@ -62,7 +62,7 @@ func buildBundle(v *view, svc *mesh.Service) *bundle {
 			h.listen(p)
 		}
 	}
-	h.out.reads, h.out.uses, h.out.problems = v.reads, v.uses, v.problems
+	h.out.remember(v)
 	return h.out
 }
 
