@@ -23,6 +23,8 @@ type feed struct {
 	server *xds.Server
 	log    *slog.Logger
 
+	changed  time.Time       // when the first change came that was not published yet
+	loaded   chan struct{}   // closed when the files were read once
 	said     map[string]bool // complaints about files that are in the log already
 	latest   atomic.Pointer[view]
 	triggers *prometheus.CounterVec
@@ -48,6 +50,7 @@ func (f *feed) run(ctx context.Context) error {
 	select {
 	case c := <-changes:
 		f.apply(c)
+		close(f.loaded)
 	case <-ctx.Done():
 		return nil
 	}
@@ -72,6 +75,9 @@ func (f *feed) run(ctx context.Context) error {
 }
 
 func (f *feed) apply(c files.Change) {
+	if f.changed.IsZero() {
+		f.changed = time.Now()
+	}
 	said := make(map[string]bool)
 	for _, err := range c.Errors {
 		said[err.Error()] = true
@@ -93,7 +99,11 @@ func (f *feed) apply(c files.Change) {
 }
 
 func (f *feed) publish(u mesh.Update) {
-	since := time.Now()
+	since := f.changed
+	if since.IsZero() {
+		since = time.Now()
+	}
+	f.changed = time.Time{}
 	for kind := range kinds(u.Changes) {
 		f.triggers.WithLabelValues(kind).Inc()
 	}
@@ -128,7 +138,7 @@ func kinds(c mesh.ChangeSet) map[string]bool {
 func (f *feed) collectors() []prometheus.Collector {
 	f.triggers = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pilot_push_triggers", Help: "Publications, by the kind of change that led to them."}, []string{"type"})
 	count := func(name, help string, n func(*mesh.Snapshot) int) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(n(f.store.Snapshot())) })
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(n(f.store.Current())) })
 	}
 	return []prometheus.Collector{
 		f.triggers,

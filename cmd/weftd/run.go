@@ -45,23 +45,27 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	store := mesh.NewStore(mesh.Options{RootNamespace: o.rootNamespace, ClusterDomain: o.clusterDomain, TrustDomain: o.trustDomain})
+	meshOptions := mesh.Options{RootNamespace: o.rootNamespace, ClusterDomain: o.clusterDomain, TrustDomain: o.trustDomain}
+	if err := meshOptions.FromEnvironment(os.Getenv); err != nil {
+		return err
+	}
+	store := mesh.NewStore(meshOptions)
 	discovery := xds.NewServer(xds.Config{Verifier: verifier, Authority: authority, TrustDomain: o.trustDomain, TTL: o.svidTTL, Log: log})
 	injector, err := webhook.New(webhook.Config{
 		Namespace: func(name string) (map[string]string, bool) {
-			if ns := store.Snapshot().Namespace(name); ns != nil {
+			if ns := store.Namespace(name); ns != nil {
 				return ns.Labels, true
 			}
 			return nil, false
 		},
 		Options: o.injection(),
-		Mesh:    func() *meshconfig.MeshConfig { return store.Snapshot().Mesh() },
+		Mesh:    func() *meshconfig.MeshConfig { return store.Mesh() },
 		Log:     log,
 	})
 	if err != nil {
 		return fmt.Errorf("injection: %w", err)
 	}
-	feed := &feed{paths: o.config, store: store, server: discovery, log: log}
+	feed := &feed{paths: o.config, store: store, server: discovery, log: log, loaded: make(chan struct{})}
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(discovery.Collectors()...)
@@ -79,7 +83,16 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if ports.plaintext != nil {
 		group.Go(func() error { return discovery.Serve(ctx, ports.plaintext, nil) })
 	}
-	group.Go(func() error { return serveHTTP(ctx, tls.NewListener(ports.webhook, webTLS(serving)), injector) })
+	group.Go(func() error {
+		// A pod that came before the mesh configuration would get a proxy with defaults
+		// for the rest of its life. Connections wait in the listener's queue instead.
+		select {
+		case <-feed.loaded:
+		case <-ctx.Done():
+			return nil
+		}
+		return serveHTTP(ctx, tls.NewListener(ports.webhook, webTLS(serving)), injector)
+	})
 	group.Go(func() error { return serveHTTP(ctx, ports.monitoring, monitoring.handler()) })
 	log.Info("weftd serves", "xds", ports.xds.Addr(), "webhook", ports.webhook.Addr(), "monitoring", ports.monitoring.Addr(),
 		"trustDomain", o.trustDomain, "after", time.Since(began).Round(time.Millisecond))
