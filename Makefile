@@ -43,7 +43,7 @@ fuzz: ## each fuzz target for FUZZTIME (60s)
 clean: ## remove bin/
 	rm -rf bin
 
-tools: bin/envoy bin/cni/portmap bin/iptables/complete ## what tests and the demo run beside our programs
+tools: bin/envoy bin/cni/portmap bin/netfilter/complete ## what tests and the demo run beside our programs
 
 # go build decides what is stale.
 $(PROGRAMS:%=bin/%): FORCE
@@ -58,5 +58,5 @@ bin/envoy:
 bin/cni/portmap: go.mod
 	@mkdir -p bin/cni && $(GOBUILD) -o bin/cni/ $(CNI_PLUGINS:%=$(CNI_MODULE)/%) && touch $@
 
-bin/iptables/complete:
-	@command -v iptables-restore >/dev/null && mkdir -p bin/iptables && touch $@ || e2e/kit/fetch-iptables.sh bin/iptables
+bin/netfilter/complete:
+	@e2e/kit/fetch-netfilter.sh bin/netfilter

@@ -530,7 +530,7 @@ func TestAConfigurationMistakeIsNamed(t *testing.T) {
 }
 
 func TestHostPortsStillWorkInFrontOfARedirectedPod(t *testing.T) {
-	kit.Iptables(t) // portmap writes its rules with iptables or nft
+	kit.Netfilter(t) // portmap writes its rules with iptables or nft
 	n := newNode(t)
 	l := n.chain("1.0.0", nil)
 	pod := n.pod("web", injected(redirect.Default()))

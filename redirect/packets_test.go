@@ -171,7 +171,7 @@ func connections(s Spec) []connection {
 
 // backends are what the kernel is programmed with.
 func backends(t *testing.T) []Backend {
-	kit.Iptables(t)
+	kit.Netfilter(t)
 	return []Backend{nft{}, newIPTables()}
 }
 

@@ -67,15 +67,17 @@ func Program(tb testing.TB, name string) string {
 	return ""
 }
 
-// Iptables puts iptables, ip6tables and their -save and -restore forms on the
-// test's PATH: the machine's own when it has them, else Debian's, unpacked under bin/iptables.
-func Iptables(tb testing.TB) {
+// Netfilter puts iptables, ip6tables, their -save and -restore forms, and nft on the
+// test's PATH: the machine's own when it has them, else Debian's, unpacked under bin/netfilter.
+func Netfilter(tb testing.TB) {
 	tb.Helper()
-	if _, err := exec.LookPath("iptables-restore"); err == nil {
+	_, noIptables := exec.LookPath("iptables-restore")
+	_, noNft := exec.LookPath("nft")
+	if noIptables == nil && noNft == nil {
 		return
 	}
-	dir := filepath.Join(RepoRoot(tb), "bin", "iptables")
-	once(tb, filepath.Join(dir, "complete"), "e2e/kit/fetch-iptables.sh", dir)
+	dir := filepath.Join(RepoRoot(tb), "bin", "netfilter")
+	once(tb, filepath.Join(dir, "complete"), "e2e/kit/fetch-netfilter.sh", dir)
 	setenv(tb, "PATH", filepath.Join(dir, "sbin")+":"+os.Getenv("PATH"))
 	setenv(tb, "LD_LIBRARY_PATH", filepath.Join(dir, "lib"))
 	setenv(tb, "XTABLES_LIBDIR", filepath.Join(dir, "xtables"))
