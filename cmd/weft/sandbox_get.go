@@ -139,7 +139,13 @@ func (f *sandboxFlags) watch(cmd *cobra.Command, c *sandbox.Client, g *getFlags,
 	o := show.Options{Wide: format.Wide(), Namespace: g.all && t.kind.Namespaced, ShowLabels: g.showLabels, NoHeaders: g.noHeaders}
 	rows := show.NewRows(out, t.kind, o)
 	started := time.Now()
-	err := c.Watch(cmd.Context(), sandbox.Query{Kind: t.kind, Namespace: ns, Name: t.name, Selector: g.selector}, func(e store.EventType, obj store.Object) error {
+	q := sandbox.Query{Kind: t.kind, Namespace: ns, Name: t.name, Selector: g.selector}
+	if there, err := c.Get(cmd.Context(), q); err == nil {
+		rows.Reserve(there)
+	} else if t.name != "" || errors.Is(err, sandbox.ErrNoSandbox) {
+		return err
+	}
+	err := c.Watch(cmd.Context(), q, func(e store.EventType, obj store.Object) error {
 		if g.watchOnly && e == store.Added && obj.GetCreationTimestamp().Time.Before(started) {
 			return nil
 		}

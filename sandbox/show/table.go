@@ -6,8 +6,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -264,18 +264,21 @@ func Table(w io.Writer, k *store.Kind, objects []store.Object, o Options) error 
 	return t.Flush()
 }
 
-// Rows prints a table row by row, for watches.
+// Rows prints a table row by row, for watches: a column never gets narrower, so
+// that later rows stay below their titles.
 type Rows struct {
-	tw    *tabwriter.Writer
-	kind  *store.Kind
-	cols  []column
-	o     Options
-	title bool
+	w      io.Writer
+	kind   *store.Kind
+	cols   []column
+	o      Options
+	title  bool
+	widths []int
+	lines  [][]string
 }
 
 // NewRows begins a table; the header comes with the first row.
 func NewRows(w io.Writer, k *store.Kind, o Options) *Rows {
-	r := &Rows{tw: tabwriter.NewWriter(w, 6, 8, 3, ' ', 0), kind: k, o: o, title: !o.NoHeaders}
+	r := &Rows{w: w, kind: k, o: o, title: !o.NoHeaders}
 	for _, c := range columns(k) {
 		if !c.wide || o.Wide {
 			r.cols = append(r.cols, c)
@@ -284,15 +287,18 @@ func NewRows(w io.Writer, k *store.Kind, o Options) *Rows {
 	return r
 }
 
+// Reserve makes the columns wide enough for objects without printing them.
+func (r *Rows) Reserve(objects []store.Object) {
+	for _, o := range objects {
+		r.fit(r.cells(o))
+	}
+}
+
 // Row adds one object.
 func (r *Rows) Row(obj store.Object) {
-	now := r.o.Now
-	if now.IsZero() {
-		now = time.Now()
-	}
-	var cells []string
 	if r.title {
 		r.title = false
+		var cells []string
 		if r.o.Namespace {
 			cells = append(cells, "NAMESPACE")
 		}
@@ -302,9 +308,17 @@ func (r *Rows) Row(obj store.Object) {
 		if r.o.ShowLabels {
 			cells = append(cells, "LABELS")
 		}
-		fmt.Fprintln(r.tw, strings.Join(cells, "\t"))
-		cells = nil
+		r.lines = append(r.lines, cells)
 	}
+	r.lines = append(r.lines, r.cells(obj))
+}
+
+func (r *Rows) cells(obj store.Object) []string {
+	now := r.o.Now
+	if now.IsZero() {
+		now = time.Now()
+	}
+	var cells []string
 	if r.o.Namespace {
 		cells = append(cells, obj.GetNamespace())
 	}
@@ -318,11 +332,39 @@ func (r *Rows) Row(obj store.Object) {
 	if r.o.ShowLabels {
 		cells = append(cells, none(labelList(obj.GetLabels())))
 	}
-	fmt.Fprintln(r.tw, strings.Join(cells, "\t"))
+	return cells
+}
+
+func (r *Rows) fit(cells []string) {
+	for i, c := range cells {
+		if i == len(r.widths) {
+			r.widths = append(r.widths, 0)
+		}
+		r.widths[i] = max(r.widths[i], utf8.RuneCountInString(c))
+	}
 }
 
 // Flush writes what was gathered.
-func (r *Rows) Flush() error { return r.tw.Flush() }
+func (r *Rows) Flush() error {
+	for _, l := range r.lines {
+		r.fit(l)
+	}
+	for _, l := range r.lines {
+		var b strings.Builder
+		for i, c := range l {
+			b.WriteString(c)
+			if i < len(l)-1 {
+				b.WriteString(strings.Repeat(" ", r.widths[i]-utf8.RuneCountInString(c)+3))
+			}
+		}
+		b.WriteByte('\n')
+		if _, err := io.WriteString(r.w, b.String()); err != nil {
+			return err
+		}
+	}
+	r.lines = nil
+	return nil
+}
 
 func none(s string) string {
 	if s == "" {
