@@ -23,9 +23,6 @@ type delta struct {
 	clusters []step
 }
 
-// step is a transition of one scope.
-type step struct{ from, to *envoy.Set }
-
 type deltaType struct {
 	asked    bool
 	wildcard bool                // subscribed to whatever there is
@@ -91,114 +88,6 @@ func (d *delta) request(t envoy.Type, r *request) {
 // wildcardType: an empty first subscription means "everything" for these only (xDS
 // protocol: "How the client specifies what resources to return").
 func wildcardType(t envoy.Type) bool { return t == envoy.Cluster || t == envoy.Listener }
-
-func (d *delta) subscribe(t envoy.Type, names []string) {
-	ty := &d.types[t]
-	if len(names) == 0 {
-		return
-	}
-	sets := d.s.wanted(t)
-	if ty.first && t == envoy.Endpoints && coversAll(names, sets) {
-		ty.all = true
-		return
-	}
-	for _, name := range names {
-		if name == "*" {
-			ty.wildcard = true
-			continue
-		}
-		res := lookup(sets, t, name)
-		if res != nil {
-			name = res.Name // the request's memory is not kept
-		} else {
-			name = strings.Clone(name)
-		}
-		if !ty.all || res == nil {
-			if ty.names == nil {
-				ty.names = make(map[string]struct{})
-			}
-			ty.names[name] = struct{}{}
-		}
-		switch {
-		case res == nil && ty.known[name] == "":
-			// Never silence: Envoy would wait for initial_fetch_timeout.
-			ty.absent = add(ty.absent, name)
-		case res != nil && !ty.first:
-			// A proxy that asks again wants an answer, whatever we believe it has.
-			ty.forced = add(ty.forced, name)
-		}
-	}
-	if t == envoy.Endpoints && !ty.all && len(ty.names) >= total(sets, t) && total(sets, t) > 0 {
-		d.collapse(ty, sets)
-	}
-}
-
-// collapse replaces a complete list of names by one flag.
-func (d *delta) collapse(ty *deltaType, sets []*envoy.Set) {
-	rest := 0
-	for _, s := range sets {
-		for _, r := range s.Resources[envoy.Endpoints] {
-			if _, ok := ty.names[r.Name]; !ok {
-				return
-			}
-			rest++
-		}
-	}
-	names := ty.names
-	ty.all, ty.names = true, nil
-	if len(names) == rest {
-		return
-	}
-	for name := range names {
-		if lookup(sets, envoy.Endpoints, name) == nil {
-			ty.names = add(ty.names, name)
-		}
-	}
-}
-
-func (d *delta) unsubscribe(t envoy.Type, names []string) {
-	ty := &d.types[t]
-	for _, name := range names {
-		if name == "*" {
-			ty.wildcard = false
-			continue
-		}
-		if ty.all {
-			if lookup(d.s.wanted(t), t, name) != nil || lookup(ty.have, t, name) != nil {
-				d.expand(ty, name)
-			}
-		}
-		delete(ty.names, name)
-		delete(ty.forced, name)
-		delete(ty.absent, name)
-		delete(ty.gone, name)
-		delete(ty.refused, name)
-	}
-}
-
-// expand is the inverse of collapse, without one name. A name that is about to
-// disappear with its cluster is no reason for it.
-func (d *delta) expand(ty *deltaType, without string) {
-	sets := d.s.wanted(envoy.Endpoints)
-	if lookup(sets, envoy.Endpoints, without) == nil {
-		return
-	}
-	ty.all = false
-	for _, s := range sets {
-		for _, r := range s.Resources[envoy.Endpoints] {
-			ty.names = add(ty.names, r.Name)
-		}
-	}
-}
-
-// wants reports whether the proxy is subscribed to a resource that exists.
-func (ty *deltaType) wants(name string) bool {
-	if ty.wildcard || ty.all {
-		return true
-	}
-	_, ok := ty.names[name]
-	return ok
-}
 
 // answer handles an ACK or NACK of the response in flight.
 func (d *delta) answer(t envoy.Type, r *request) {
@@ -298,7 +187,7 @@ func (d *delta) due(t envoy.Type) bool {
 		return false
 	}
 	var removed []string
-	for _, st := range steps(ty.have, want, t) {
+	for _, st := range steps(ty.have, want) {
 		c := d.s.change(st, t, false)
 		if len(c.updated) > 0 {
 			return true
@@ -320,7 +209,8 @@ func (d *delta) lost(t envoy.Type, removed []string, want []*envoy.Set) {
 	}
 	for _, name := range removed {
 		delete(ty.refused, name)
-		if ty.wants(name) {
+		// What left one scope may have come into another.
+		if ty.wants(name) && lookup(want, t, name) == nil {
 			ty.gone = add(ty.gone, name)
 		}
 	}
@@ -363,7 +253,7 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 	var changes []*change
 	var removed []string
 	follow := d.follow(t)
-	for _, st := range steps(ty.have, want, t) {
+	for _, st := range steps(ty.have, want) {
 		with := false
 		if i := slices.Index(follow, st); i >= 0 && ty.all {
 			with, follow = true, slices.Delete(follow, i, i+1)
@@ -374,8 +264,12 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 		if len(c.updated) > 0 {
 			r.lists = append(r.lists, c.updated)
 		}
-		if t == envoy.Cluster && st.to != nil && len(c.updated) > 0 && (st.from != nil || d.types[envoy.Endpoints].asked) {
+		switch {
+		case t != envoy.Cluster || st.to == nil || len(c.updated) == 0:
+		case d.types[envoy.Endpoints].asked:
 			d.clusters = append(d.clusters, st)
+		case st.from != nil:
+			d.forceEndpoints(c.updated)
 		}
 	}
 	for _, st := range follow {
@@ -574,83 +468,6 @@ func (d *delta) frame(t envoy.Type, r *response, parts mem.BufferSlice) *frame {
 	all = append(all, parts...)
 	all = append(all, mem.SliceBuffer(tail))
 	return &frame{parts: all, info: r}
-}
-
-// steps pairs the Sets that a proxy has with those it should have. Scopes that
-// have no counterpart, because the pod's labels put it elsewhere, are compared as a whole:
-// the same resource may come from either.
-func steps(have, want []*envoy.Set, t envoy.Type) []step {
-	out := make([]step, 0, len(want))
-	var old, new []*envoy.Set
-	for _, w := range want {
-		i := slices.IndexFunc(have, func(h *envoy.Set) bool { return h.Scope == w.Scope })
-		if i < 0 {
-			new = append(new, w)
-		} else if have[i] != w {
-			out = append(out, step{have[i], w})
-		}
-	}
-	for _, h := range have {
-		if !slices.ContainsFunc(want, func(w *envoy.Set) bool { return h.Scope == w.Scope }) {
-			old = append(old, h)
-		}
-	}
-	switch {
-	case len(old) == 0:
-		for _, w := range new {
-			out = append(out, step{nil, w})
-		}
-	case len(new) == 0:
-		for _, h := range old {
-			out = append(out, step{h, nil})
-		}
-	default:
-		return []step{{joined(have), joined(want)}}
-	}
-	return out
-}
-
-// joined puts several Sets into one that no other stream shares.
-func joined(sets []*envoy.Set) *envoy.Set {
-	all := &envoy.Set{Scope: private + "joined"}
-	for t := range all.Resources {
-		for _, s := range sets {
-			all.Resources[t] = append(all.Resources[t], s.Resources[t]...)
-		}
-		sortByName(all.Resources[t])
-	}
-	return all
-}
-
-// lookup finds a resource by name in Sets that are disjoint.
-func lookup(sets []*envoy.Set, t envoy.Type, name string) *envoy.Resource {
-	for _, s := range sets {
-		if r := find(s.Resources[t], name); r != nil {
-			return r
-		}
-	}
-	return nil
-}
-
-func total(sets []*envoy.Set, t envoy.Type) (n int) {
-	for _, s := range sets {
-		n += len(s.Resources[t])
-	}
-	return n
-}
-
-// coversAll reports whether names are just those of the endpoints in sets.
-func coversAll(names []string, sets []*envoy.Set) bool {
-	if len(names) != total(sets, envoy.Endpoints) {
-		return false
-	}
-	for i, name := range names {
-		// Envoy sends them sorted; a repeated name would count twice otherwise.
-		if i > 0 && names[i-1] >= name || lookup(sets, envoy.Endpoints, name) == nil {
-			return false
-		}
-	}
-	return true
 }
 
 func add(set map[string]struct{}, name string) map[string]struct{} {

@@ -402,3 +402,13 @@ func eventually(t testing.TB, ok func() bool) {
 		time.Sleep(2 * time.Millisecond)
 	}
 }
+
+func TestAResourceThatMovesBetweenScopesIsNotRemoved(t *testing.T) {
+	f := newFixture(t, nil, set("x", 1, res(envoy.Cluster, "a", "1"), res(envoy.Cluster, "b", "1")), set("y", 1, res(envoy.Cluster, "c", "1")))
+	c := f.connect(f.token(time.Hour))
+	c.subscribe(envoy.Cluster)
+	c.expect(envoy.Cluster, "a@1", "b@1", "c@1")
+	f.push(set("x", 2, res(envoy.Cluster, "a", "1")), set("y", 2, res(envoy.Cluster, "b", "2"), res(envoy.Cluster, "c", "1")))
+	c.expect(envoy.Cluster, "b@2")
+	c.quiet()
+}
