@@ -361,8 +361,12 @@ func (d *daemon) shutdown() {
 		const grace = 2 * time.Second
 		ctx, cancel := context.WithTimeout(context.Background(), grace+8*time.Second)
 		defer cancel()
-		d.control.Drain(grace)
 		var wg sync.WaitGroup
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			d.control.Drain(grace)
+		}()
 		for _, p := range store.List[*corev1.Pod](d.store, "pods", "", nil) {
 			wg.Add(1)
 			go func() {

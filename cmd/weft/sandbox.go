@@ -40,7 +40,12 @@ like kubectl's namesakes.`,
   weft sandbox down`,
 	}
 	p := cmd.PersistentFlags()
-	p.StringVar(&f.stateDir, "state-dir", sandbox.DefaultStateDir, "directory that holds the sandboxes' state")
+	// Inside "run" and "node", these variables lead other weft commands to the same sandbox.
+	stateDir := sandbox.DefaultStateDir
+	if d := os.Getenv("WEFT_SANDBOX_STATE"); d != "" {
+		stateDir = sandbox.Dir(d).Parent()
+	}
+	p.StringVar(&f.stateDir, "state-dir", stateDir, "directory that holds the sandboxes' state")
 	p.StringVar(&f.name, "name", envOr("WEFT_SANDBOX", "default"), "which sandbox (default also from $WEFT_SANDBOX)")
 	p.StringVarP(&f.namespace, "namespace", "n", "", "namespace of the objects")
 	must(cmd.RegisterFlagCompletionFunc("name", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

@@ -188,7 +188,9 @@ func newSandboxExec(f *sandboxFlags) *cobra.Command {
 		ValidArgsFunction: f.completePods,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if tty {
-				return errors.New("-t: a sandbox has no terminals; leave it out")
+				// Fingers type -it by themselves. Most of what follows it needs no terminal.
+				stdin = true
+				fmt.Fprintln(cmd.ErrOrStderr(), "weft: a sandbox has no terminals; -t is ignored, input and output are passed on as they are")
 			}
 			c, err := f.client()
 			if err != nil {
@@ -214,8 +216,7 @@ func newSandboxExec(f *sandboxFlags) *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&container, "container", "c", "", "which container; the first if not given")
 	cmd.Flags().BoolVarP(&stdin, "stdin", "i", false, "pass standard input on")
-	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "not available")
-	must(cmd.Flags().MarkHidden("tty"))
+	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "ignored: a sandbox has no terminals")
 	must(cmd.RegisterFlagCompletionFunc("container", f.completeContainers))
 	return cmd
 }
