@@ -206,6 +206,55 @@ func TestPodCanBeStoppedAtAnyMoment(t *testing.T) {
 	}
 }
 
+func TestPodIsStoppedWhileItsInitContainerRuns(t *testing.T) {
+	n := newNode(t, nil)
+	pod := n.start(`
+spec:
+  initContainers: [{name: slow, image: test, env: [{name: TEST_PROGRAM, value: term}]}]
+  containers: [{name: app, image: sh}]
+`)
+	n.untilLog(pod, "slow", "up\n")
+	begin := time.Now()
+	if err := n.Stop(context.Background(), pod.UID, 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("stopped after %v", d)
+	}
+}
+
+func TestRestartRulesOfAContainerDecide(t *testing.T) {
+	n := newNode(t, nil)
+	pod := n.start(`
+spec:
+  restartPolicy: Never
+  containers:
+  - name: app
+    image: sh
+    args: [-c, "test -e /v/second && exit 43; touch /v/second; exit 42"]
+    restartPolicy: Never
+    restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [42]}}]
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes: [{name: v, emptyDir: {}}]
+`)
+	s := n.until(pod, "failure", func(s corev1.PodStatus) bool { return s.Phase == corev1.PodFailed })
+	equal(t, "restarts", s.ContainerStatuses[0].RestartCount, 1)
+	equal(t, "exit code", s.ContainerStatuses[0].State.Terminated.ExitCode, 43)
+}
+
+func TestArgumentAsLargeAsTheKernelAllowsArrives(t *testing.T) {
+	n := newNode(t, nil)
+	pod := n.start(`{spec: {restartPolicy: Never, containers: [{name: app, image: sh, args: [-c, 'echo ${#1}', x, ` + strings.Repeat("y", 130000) + `]}]}}`)
+	s := n.until(pod, "end", podEnded)
+	equal(t, "exit code", s.ContainerStatuses[0].State.Terminated.ExitCode, 0)
+	equal(t, "length", n.logs(pod, "app", LogOptions{}), "130000\n")
+	pod = n.start(`{metadata: {name: large}, spec: {restartPolicy: Never, containers: [{name: app, image: sh, args: [-c, 'true', ` + strings.Repeat("y", 140000) + `]}]}}`)
+	s = n.until(pod, "end", podEnded)
+	if message := s.ContainerStatuses[0].State.Terminated.Message; !strings.Contains(message, "argument list too long") {
+		t.Errorf("message: %s", message)
+	}
+}
+
 func TestPostStartHookHoldsTheNextContainer(t *testing.T) {
 	n := newNode(t, nil)
 	pod := n.start(`

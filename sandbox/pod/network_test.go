@@ -9,6 +9,9 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/e2e/kit"
+	"github.com/weft-mesh/weft/redirect"
 )
 
 // gate is a plugin that keeps what it was given, and refuses ADD while the file "broken" is beside it.
@@ -130,6 +133,52 @@ func TestPodsTalkToEachOtherAndToThemselves(t *testing.T) {
 		if !strings.Contains(got, "200 OK") {
 			t.Errorf("%s: %q", ip, got)
 		}
+	}
+}
+
+func TestRedirectionIsInTheChainAndCheckedByIt(t *testing.T) {
+	kit.Root(t)
+	weftCNI := kit.Program(t, "weft-cni")
+	n := newNode(t, func(c *Config) {
+		c.CNI.Path = append(c.CNI.Path, filepath.Dir(weftCNI))
+		c.CNI.Conflist = []byte(strings.Replace(string(c.CNI.Conflist), `}}]}`, fmt.Sprintf(`}},
+			{"type":"weft-cni","stateDir":%q,"capabilities":{"io.kubernetes.cri.pod-annotations":true}}]}`, filepath.Join(c.Root, "weft-cni")), 1))
+	})
+	spec := redirect.Default()
+	pod := podFrom(t, `{spec: {containers: [{name: app, image: sh, args: [-c, "exec sleep 1000"]}]}}`)
+	pod.Annotations = map[string]string{redirect.Annotation: spec.Encode()}
+	if err := n.Start(pod); err != nil {
+		t.Fatal(err)
+	}
+	n.until(pod, "ready", ready)
+	if err := n.Check(t.Context(), pod.UID); err != nil {
+		t.Errorf("CHECK of a new pod: %v", err)
+	}
+	path, _ := n.NetNS(pod.UID)
+	backend, err := redirect.Open("nftables")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := redirect.InNetNS(path, func() error {
+		if wrong, err := backend.Verify(spec); err != nil || len(wrong) > 0 {
+			return fmt.Errorf("rules of a new pod: %v, %w", wrong, err)
+		}
+		return backend.Remove()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Check(t.Context(), pod.UID); err == nil {
+		t.Error("CHECK finds nothing wrong with a pod whose rules were removed")
+	}
+
+	// A wrong annotation fails the pod's sandbox, visibly.
+	bad := podFrom(t, `{metadata: {name: bad}, spec: {containers: [{name: app, image: sh}]}}`)
+	bad.Annotations = map[string]string{redirect.Annotation: "nonsense"}
+	if err := n.Start(bad); err != nil {
+		t.Fatal(err)
+	}
+	if event := n.untilEvent("FailedCreatePodSandBox"); !strings.Contains(event, redirect.Annotation) {
+		t.Errorf("event does not name the annotation: %s", event)
 	}
 }
 

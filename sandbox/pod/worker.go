@@ -148,10 +148,10 @@ func (w *worker) setUp() bool {
 			w.ips = append(w.ips, ip.String())
 		}
 		w.mu.Unlock()
-		return w.makeHosts()
+		return nil
 	}, "FailedCreatePodSandBox", "Failed to create pod sandbox: %v")
 	w.statusChanged()
-	return ok
+	return ok && w.retry(w.makeHosts, "FailedMount", "%v")
 }
 
 // retry calls step until it succeeds or the pod is to stop, telling each failure as an event. The delay begins with a
@@ -211,14 +211,14 @@ func (w *worker) initialise() bool {
 	w.mu.Unlock()
 	for _, c := range w.inits {
 		c.begin()
+		var up <-chan struct{}
 		if c.sidecar {
-			select {
-			case <-c.up:
-			case <-c.over:
-			case <-w.ctx.Done():
-			}
-		} else {
-			<-c.over
+			up = c.up
+		}
+		select {
+		case <-up:
+		case <-c.over:
+		case <-w.ctx.Done():
 		}
 		if w.ctx.Err() != nil || !c.sidecar && !c.succeeded() {
 			return false
