@@ -31,7 +31,7 @@ type container struct {
 	first sync.Once     // for tried
 	rise  sync.Once     // for up
 
-	// Under w.mu.
+	// Under w.mu. What states point at is replaced, never changed.
 	state    corev1.ContainerState
 	last     corev1.ContainerState
 	restarts int32

@@ -181,7 +181,7 @@ func (w *worker) setMessage(reason string, err error) {
 	w.mu.Lock()
 	for _, c := range w.every() {
 		if c.state.Waiting != nil {
-			c.state.Waiting.Message = reason + ": " + err.Error()
+			c.state = waiting(c.state.Waiting.Reason, reason+": "+err.Error())
 		}
 	}
 	w.mu.Unlock()
@@ -205,7 +205,7 @@ func (w *worker) initialise() bool {
 	w.mu.Lock()
 	for _, c := range w.every() {
 		if c.state.Waiting != nil {
-			c.state.Waiting.Message = ""
+			c.state = waiting(c.state.Waiting.Reason, "")
 		}
 	}
 	w.mu.Unlock()
