@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -40,7 +41,8 @@ type Runner struct {
 	workers map[types.UID]*worker
 }
 
-// New checks cfg and prepares Root. It does not touch what a former run left: see Clean.
+// New checks cfg and prepares Root. It does not touch what a former run left: see Clean. It sets the umask of the
+// program to 022.
 func New(cfg Config) (*Runner, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("pods need root: namespaces, mounts and other users' processes are made for them")
@@ -72,6 +74,8 @@ func New(cfg Config) (*Runner, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Files made for pods are read by other users, whatever the shell of this program's user says.
+	unix.Umask(0o022)
 	r := &Runner{cfg: cfg, log: cfg.Log, net: net, workers: map[types.UID]*worker{}}
 	return r, r.makeDirs()
 }

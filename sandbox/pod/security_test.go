@@ -1,11 +1,15 @@
 package pod
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/e2e/kit"
 )
 
 func TestRestrictedContainerHasNoPrivilegesAndNoWritableRoot(t *testing.T) {
@@ -90,6 +94,35 @@ spec:
 	equal(t, "mounts of the host", n.sh(pod, "app", "grep -c "+n.cfg.Root+"/netns /proc/self/mountinfo || true"), "0")
 	equal(t, "home", n.sh(pod, "app", "echo $HOME $HOSTNAME; ls /home /root /tmp | wc -w"), "/root box\n3")
 	equal(t, "devices", n.sh(pod, "app", "echo x > /dev/null; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; ls /dev/shm 2>/dev/null || echo no shm"), "4\n4\nno shm")
+}
+
+func TestContainersDoNotInheritTheShellsUmaskAndFileLimit(t *testing.T) {
+	kit.Root(t)
+	limit := unix.Rlimit{}
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	low := unix.Rlimit{Cur: 1000, Max: limit.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) }()
+	unix.Umask(0o077)
+	n := newNode(t, nil)
+	n.setConfigMap("settings", map[string]string{"a": "A"})
+	pod := n.start(`
+spec:
+  containers:
+  - name: app
+    image: sh
+    args: [-c, "exec sleep 1000"]
+    securityContext: {runAsUser: 1337}
+    volumeMounts: [{name: v, mountPath: /deep/er/v}]
+  volumes: [{name: v, configMap: {name: settings}}]
+`)
+	n.until(pod, "ready", ready)
+	equal(t, "limit and umask", n.sh(pod, "app", "ulimit -n; umask"), fmt.Sprintf("%d\n0022", limit.Max))
+	equal(t, "files", n.sh(pod, "app", "cat /deep/er/v/a; head -1 /etc/hosts"), "A# Kubernetes-managed hosts file.")
 }
 
 func TestProcessesAreSharedWhenThePodSaysSo(t *testing.T) {

@@ -50,6 +50,12 @@ func become() error {
 	if err := workIn(spec); err != nil {
 		return err
 	}
+	// A shell's 1024 files are not what containers have; the hard limit is.
+	limit := unix.Rlimit{}
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+		limit.Cur = limit.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
 	// Found before the identity changes, but checked by the kernel after it.
 	path, err := lookup(spec.Argv[0], spec.Env)
 	if err != nil {
