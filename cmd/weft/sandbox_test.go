@@ -360,6 +360,12 @@ func (c *cli) nothingLeft() {
 	for _, e := range entries {
 		c.Errorf("left in the state directory: %s", e.Name())
 	}
+	// A daemon that was left alone removes its files first and ends then.
+	c.until("the end of the sandbox's processes: "+strings.Join(c.processes(), "; "), func() bool { return len(c.processes()) == 0 })
+}
+
+// processes are those whose command line names the state directory.
+func (c *cli) processes() (out []string) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		c.Fatal(err)
@@ -367,9 +373,10 @@ func (c *cli) nothingLeft() {
 	for _, p := range procs {
 		b, err := os.ReadFile(p)
 		if err == nil && strings.Contains(string(b), c.state) {
-			c.Errorf("process %s is left: %s", p, strings.ReplaceAll(string(b), "\x00", " "))
+			out = append(out, strings.ReplaceAll(string(b), "\x00", " "))
 		}
 	}
+	return out
 }
 
 func selfPath(t *testing.T) string {
