@@ -34,7 +34,7 @@ const (
 	// How often an intact redirection is checked: the bound on how long a pod stays ready without its rules.
 	proofInterval = time.Second
 	// How often a missing one is: the wait of a starting pod.
-	proofRetry = 100 * time.Millisecond
+	proofRetry = 20 * time.Millisecond
 )
 
 // proofClusters are the two clusters for a pod with these addresses: the first of each family is the one that counts.
