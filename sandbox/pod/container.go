@@ -239,7 +239,7 @@ func (c *container) start(again bool) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.event(corev1.EventTypeNormal, "Created", "Container created")
+	w.event(corev1.EventTypeNormal, "Created", "Created container: %s", c.spec.Name)
 	p, err := in.log.launch(spec, s.pidNS())
 	if err != nil {
 		in.log.end()
@@ -264,7 +264,7 @@ func (c *container) start(again bool) (*instance, error) {
 	}
 	w.mu.Unlock()
 	w.statusChanged()
-	w.event(corev1.EventTypeNormal, "Started", "Container started")
+	w.event(corev1.EventTypeNormal, "Started", "Started container %s", c.spec.Name)
 	return in, nil
 }
 
@@ -374,27 +374,4 @@ func (c *container) end(deadline time.Time) {
 	if begun {
 		<-c.over
 	}
-}
-
-// backOff is kubelet's: the first restart is immediate, then base, doubled each time up to 30 times base, and
-// forgotten when nothing was restarted for 60 times base.
-type backOff struct {
-	base  time.Duration
-	delay time.Duration // before the next restart; zero before the first
-	since time.Time     // of the last restart
-}
-
-// next returns how long to wait after an end at now.
-func (b *backOff) next(now time.Time) time.Duration {
-	if b.delay == 0 || now.Sub(b.since) > 60*b.base {
-		b.delay = 0
-		return 0
-	}
-	return b.delay
-}
-
-// started tells that a restart takes place.
-func (b *backOff) started(now time.Time) {
-	b.delay = min(max(2*b.delay, b.base), 30*b.base)
-	b.since = now
 }
