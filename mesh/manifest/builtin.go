@@ -51,7 +51,13 @@ func jsonName(goType string) string {
 
 var strictText = regexp.MustCompile(`^(unknown|duplicate) field "(.*)"$`)
 
-// strictMistake words an error of strict decoding into a built-in type.
+// StrictMessage words an error of strict decoding (sigs.k8s.io/json) into a built-in type: which field, and
+// what is wrong with it, with the nearest field that exists.
+func StrictMessage(err error, into any) (field, message string) {
+	m := strictMistake(err, into)
+	return m.field, m.message
+}
+
 func strictMistake(err error, into any) mistake {
 	m := strictText.FindStringSubmatch(err.Error())
 	if m == nil {

@@ -89,8 +89,8 @@ type Warning struct{ Error }
 // String is like Error's.
 func (w Warning) String() string { return w.Error.Error() }
 
-// nearest finds the known word that a misspelt one probably means: at most a third of it differs. Empty when none is near.
-func nearest(word string, known []string) string {
+// Nearest finds the known word that a misspelt one probably means: at most a third of it differs. Empty when none is near.
+func Nearest(word string, known []string) string {
 	best, distance := "", len(word)/3+1
 	for _, k := range known {
 		if strings.EqualFold(k, word) {

@@ -85,7 +85,7 @@ func unknownKind(gvk schema.GroupVersionKind) string {
 	case !ofKubernetes(gvk.Group) && !strings.HasSuffix(gvk.Group, ".istio.io"):
 		return ""
 	}
-	if n := nearest(gvk.Kind, kinds); n != "" {
+	if n := Nearest(gvk.Kind, kinds); n != "" {
 		return fmt.Sprintf("no such kind in %s; did you mean %s?", gvk.GroupVersion(), n)
 	}
 	if len(kinds) == 0 || ofKubernetes(gvk.Group) {

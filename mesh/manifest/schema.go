@@ -164,7 +164,7 @@ func unknownField(name string, known []string) string {
 	if old, ok := replacedFields[name]; ok && slices.Contains(known, old) {
 		return fmt.Sprintf("unknown field; it was replaced by %q", old)
 	}
-	if n := nearest(name, known); n != "" {
+	if n := Nearest(name, known); n != "" {
 		return fmt.Sprintf("unknown field; did you mean %q?", n)
 	}
 	if len(known) == 0 || len(known) > 30 {
@@ -189,7 +189,7 @@ func notSupported(e *field.Error) string {
 		known = append(known, m[1])
 	}
 	if s, ok := e.BadValue.(string); ok {
-		if n := nearest(s, known); n != "" {
+		if n := Nearest(s, known); n != "" {
 			return fmt.Sprintf("%q is not a value of this field; did you mean %q?", s, n)
 		}
 	}

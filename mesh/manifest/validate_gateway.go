@@ -45,7 +45,7 @@ func (c *checker) server(path string, s *networking.Server) {
 	}
 	proto := mesh.ParseProtocol(s.Port.Protocol)
 	if proto == mesh.ProtocolAuto || proto == mesh.ProtocolUDP {
-		if n := nearest(strings.ToUpper(s.Port.Protocol), gatewayProtocols); n != "" {
+		if n := Nearest(strings.ToUpper(s.Port.Protocol), gatewayProtocols); n != "" {
 			c.fail(path+".port.protocol", "%q is not a protocol of gateways; did you mean %s?", s.Port.Protocol, n)
 		} else {
 			c.fail(path+".port.protocol", "%q is not a protocol of gateways: use one of %s", s.Port.Protocol, strings.Join(gatewayProtocols, ", "))

@@ -315,7 +315,7 @@ func (c *checker) retries(path string, r *networking.HTTPRoute) {
 			if known {
 				continue
 			}
-			if n := nearest(word, retryConditions); n != "" {
+			if n := Nearest(word, retryConditions); n != "" {
 				c.fail(path+".retries.retryOn", "%q is not a retry condition; did you mean %q?", word, n)
 			} else {
 				c.fail(path+".retries.retryOn", "%q is not a retry condition; known are %s, and HTTP status codes", word, strings.Join(retryConditions, ", "))

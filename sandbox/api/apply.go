@@ -212,7 +212,7 @@ func (s *Server) applyOne(ctx context.Context, kind *store.Kind, p placed, opt A
 
 // withLastApplied is the manifest as the user wrote it, in JSON, carrying a copy of itself.
 func withLastApplied(o store.Object) ([]byte, error) {
-	m, err := manifest(o)
+	m, err := asWritten(o)
 	if err != nil {
 		return nil, err
 	}
@@ -232,8 +232,8 @@ func withLastApplied(o store.Object) ([]byte, error) {
 	return u.MarshalJSON()
 }
 
-// manifest is an object as JSON without what only a server writes.
-func manifest(o store.Object) (map[string]any, error) {
+// asWritten is an object as JSON without what only a server writes.
+func asWritten(o store.Object) (map[string]any, error) {
 	m, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 	if err != nil {
 		return nil, err

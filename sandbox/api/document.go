@@ -14,6 +14,7 @@ import (
 	kjson "sigs.k8s.io/json"
 	kyaml "sigs.k8s.io/yaml"
 
+	"github.com/weft-mesh/weft/mesh/manifest"
 	"github.com/weft-mesh/weft/sandbox/store"
 )
 
@@ -127,7 +128,7 @@ func readOne(d Document, prefix string, m map[string]any) (store.Object, error) 
 	}
 	kind, ok := store.KindOf(u.GroupVersionKind())
 	if !ok {
-		return nil, fail("kind", "no matches for kind %q in version %q: a sandbox does not know it; see \"weft sandbox api-resources\"", u.GetKind(), u.GetAPIVersion())
+		return nil, fail("kind", "no matches for kind %q in version %q: %s", u.GetKind(), u.GetAPIVersion(), unknownKind(u.GetKind()))
 	}
 	if kind.New != nil && u.GroupVersionKind().Version != kind.Version {
 		return nil, fail("apiVersion", "%s %q: apiVersion %q is not served; use %q", kind.Kind, u.GetName(), u.GetAPIVersion(), groupVersion(kind))
@@ -152,13 +153,33 @@ func readOne(d Document, prefix string, m map[string]any) (store.Object, error) 
 		return nil, fail(field, "%s %q: %s", kind.Kind, u.GetName(), plainJSONError(err))
 	}
 	if len(strict) > 0 {
-		field := fieldOf(strict[0].Error())
-		return nil, fail(field, "%s %q: %s", kind.Kind, u.GetName(), strict[0])
+		var faults []error
+		for _, e := range strict {
+			field, message := manifest.StrictMessage(e, o)
+			faults = append(faults, fail(field, "%s %q: %s: %s", kind.Kind, u.GetName(), field, message))
+		}
+		return nil, errors.Join(faults...)
 	}
 	if o.GetName() == "" && o.GetGenerateName() == "" {
 		return nil, fail("metadata", "%s: metadata.name is missing", kind.Kind)
 	}
 	return o, nil
+}
+
+// unknownKind says what a kind that no sandbox knows may have been meant to be.
+func unknownKind(word string) string {
+	var known []string
+	for _, k := range store.Kinds {
+		known = append(known, k.Kind)
+	}
+	switch near := manifest.Nearest(word, known); {
+	case strings.EqualFold(near, word):
+		k, _ := store.Resource(near)
+		return fmt.Sprintf("%s has apiVersion %s", near, groupVersion(k))
+	case near != "":
+		return fmt.Sprintf("did you mean %s?", near)
+	}
+	return "a sandbox does not know it; see \"weft sandbox api-resources\""
 }
 
 func groupVersion(k *store.Kind) string {
@@ -170,7 +191,6 @@ func groupVersion(k *store.Kind) string {
 
 var (
 	yamlLine = regexp.MustCompile(`line (\d+)`)
-	quoted   = regexp.MustCompile(`unknown field "([^"]+)"|duplicate field "([^"]+)"`)
 	goField  = regexp.MustCompile(`Go struct field (?:[A-Za-z0-9_]+\.)?(\S+) of type`)
 )
 
@@ -206,9 +226,6 @@ func syntaxLine(text string, reported int) int {
 }
 
 func fieldOf(msg string) string {
-	if m := quoted.FindStringSubmatch(msg); m != nil {
-		return m[1] + m[2]
-	}
 	if m := goField.FindStringSubmatch(msg); m != nil {
 		return m[1]
 	}
@@ -221,7 +238,12 @@ func plainJSONError(err error) error {
 	if m := goField.FindStringSubmatch(msg); m != nil {
 		got, _, _ := strings.Cut(strings.TrimPrefix(msg, "json: cannot unmarshal "), " into ")
 		_, want, _ := strings.Cut(msg, " of type ")
-		return fmt.Errorf("%s: %s where %s is needed", m[1], got, want)
+		if want == "string" && got != "object" && got != "array" {
+			want += " is needed: put the value in quotes"
+		} else {
+			want += " is needed"
+		}
+		return fmt.Errorf("%s: %s where %s", m[1], got, want)
 	}
 	return errors.New(strings.TrimPrefix(msg, "json: "))
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"sort"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -47,11 +48,22 @@ func (c *Control) Event(about store.Object, kind, reason, message string) {
 		ObjectMeta:     metav1.ObjectMeta{Namespace: ns, Name: key.Name},
 		InvolvedObject: corev1.ObjectReference{APIVersion: gv, Kind: k.Kind, Namespace: about.GetNamespace(), Name: about.GetName(), UID: about.GetUID()},
 		Reason:         reason, Message: message, Type: kind, Count: 1, FirstTimestamp: now, LastTimestamp: now,
-		Source: corev1.EventSource{Component: "weft-sandbox", Host: c.Node},
+		Source: corev1.EventSource{Component: component(k.Kind, reason), Host: c.Node},
 	}); err != nil {
 		return // somebody else recorded the same event first
 	}
 	c.forgetOldEvents()
+}
+
+// component names who would report this in a cluster, which is where a reader looks for the cause.
+func component(kind, reason string) string {
+	switch {
+	case reason == "Scheduled":
+		return "default-scheduler"
+	case kind == "Pod":
+		return "kubelet"
+	}
+	return strings.ToLower(kind) + "-controller"
 }
 
 func (c *Control) forgetOldEvents() {

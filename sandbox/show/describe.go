@@ -389,12 +389,21 @@ func (d *description) events(events []*corev1.Event) {
 	}
 	sort.SliceStable(events, func(i, j int) bool { return events[i].LastTimestamp.Before(&events[j].LastTimestamp) })
 	d.section("Events")
-	d.printf("  %-9s%-20s%-8s%s\n", "Type", "Reason", "Age", "Message")
+	rows := [][5]string{{"Type", "Reason", "Age", "From", "Message"}, {"----", "------", "----", "----", "-------"}}
 	for _, e := range events {
 		age := Age(d.now.Sub(e.LastTimestamp.Time))
 		if e.Count > 1 {
-			age += fmt.Sprintf(" (x%d)", e.Count)
+			age += fmt.Sprintf(" (x%d over %s)", e.Count, Age(d.now.Sub(e.FirstTimestamp.Time)))
 		}
-		d.printf("  %-9s%-20s%-8s%s\n", e.Type, e.Reason, age, strings.TrimSpace(e.Message))
+		rows = append(rows, [5]string{e.Type, e.Reason, age, e.Source.Component, strings.TrimSpace(e.Message)})
+	}
+	var width [4]int
+	for _, r := range rows {
+		for i := range width {
+			width[i] = max(width[i], len(r[i]))
+		}
+	}
+	for _, r := range rows {
+		d.printf("  %-*s  %-*s  %-*s  %-*s  %s\n", width[0], r[0], width[1], r[1], width[2], r[2], width[3], r[3], r[4])
 	}
 }

@@ -39,14 +39,13 @@ func Pod(p *corev1.Pod, now time.Time) PodRow {
 	initializing := false
 	for i, cs := range p.Status.InitContainerStatuses {
 		note(cs)
-		if sidecar[cs.Name] && cs.Started != nil && *cs.Started {
+		switch {
+		case cs.State.Terminated != nil && cs.State.Terminated.ExitCode == 0:
+			continue // also a sidecar that ended after its Job
+		case sidecar[cs.Name] && cs.Started != nil && *cs.Started:
 			if cs.Ready {
 				readyCount++
 			}
-			continue
-		}
-		switch {
-		case cs.State.Terminated != nil && cs.State.Terminated.ExitCode == 0 && !sidecar[cs.Name]:
 			continue
 		case cs.State.Terminated != nil:
 			reason = "Init:" + terminated(cs.State.Terminated)
@@ -58,7 +57,7 @@ func Pod(p *corev1.Pod, now time.Time) PodRow {
 		initializing = true
 		break
 	}
-	if !initializing {
+	if !initializing || conditionTrue(p, corev1.PodInitialized) {
 		running := false
 		for i := len(p.Status.ContainerStatuses) - 1; i >= 0; i-- {
 			cs := p.Status.ContainerStatuses[i]
@@ -75,7 +74,7 @@ func Pod(p *corev1.Pod, now time.Time) PodRow {
 		}
 		if reason == "Completed" && running {
 			reason = "NotReady"
-			if podReady(p) {
+			if conditionTrue(p, corev1.PodReady) {
 				reason = "Running"
 			}
 		}
@@ -100,9 +99,9 @@ func terminated(t *corev1.ContainerStateTerminated) string {
 	return fmt.Sprintf("ExitCode:%d", t.ExitCode)
 }
 
-func podReady(p *corev1.Pod) bool {
+func conditionTrue(p *corev1.Pod, condition corev1.PodConditionType) bool {
 	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
+		if c.Type == condition {
 			return c.Status == corev1.ConditionTrue
 		}
 	}

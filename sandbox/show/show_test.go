@@ -58,8 +58,12 @@ func TestPodStatusReadsLikeKubectls(t *testing.T) {
 		"no image":                  {st: app(waiting("ErrImagePull"), false), phase: "Pending", want: PodRow{"0/1", "ErrImagePull", "0"}},
 		"restarted": {st: []corev1.ContainerStatus{{Name: "app", State: running, Ready: true, RestartCount: 2, LastTerminationState: exited(1, "Error")}}, phase: "Running",
 			want: PodRow{"1/1", "Running", "2 (90s ago)"}},
-		"done":      {st: app(exited(0, "Completed"), false), phase: "Succeeded", want: PodRow{"0/1", "Completed", "0"}},
-		"failed":    {st: app(exited(3, ""), false), phase: "Failed", want: PodRow{"0/1", "ExitCode:3", "0"}},
+		"done":   {st: app(exited(0, "Completed"), false), phase: "Succeeded", want: PodRow{"0/1", "Completed", "0"}},
+		"failed": {st: app(exited(3, ""), false), phase: "Failed", want: PodRow{"0/1", "ExitCode:3", "0"}},
+		"job done, its sidecar ended after it": {init: []corev1.Container{sidecar}, initSt: proxy(exited(0, "Completed"), &no, false), st: app(exited(0, "Completed"), false), phase: "Succeeded",
+			want: PodRow{"0/2", "Completed", "0"}},
+		"job failed, its sidecar ended after it": {init: []corev1.Container{sidecar}, initSt: proxy(exited(0, "Completed"), &no, false), st: app(exited(3, "Error"), false), phase: "Failed",
+			want: PodRow{"0/2", "Error", "0"}},
 		"going":     {st: app(running, true), phase: "Running", deleted: true, want: PodRow{"1/1", "Terminating", "0"}},
 		"not bound": {phase: "Pending", want: PodRow{"0/1", "Pending", "0"}},
 	} {
@@ -149,7 +153,7 @@ func TestTables(t *testing.T) {
 func TestDescriptions(t *testing.T) {
 	all := objects(t)
 	var b bytes.Buffer
-	event := &corev1.Event{Type: "Warning", Reason: "Unhealthy", Message: "Startup probe failed: connection refused", Count: 8, LastTimestamp: ago(3 * time.Second)}
+	event := &corev1.Event{Type: "Warning", Reason: "Unhealthy", Message: "Startup probe failed: connection refused", Count: 8, Source: corev1.EventSource{Component: "kubelet"}, FirstTimestamp: ago(10 * time.Second), LastTimestamp: ago(3 * time.Second)}
 	for _, kind := range []string{"pods", "deployments", "services", "virtualservices", "configmaps"} {
 		for _, o := range all[kind] {
 			var events []*corev1.Event
