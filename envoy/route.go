@@ -259,8 +259,7 @@ func (v *view) destination(ref mesh.Ref, field string, d *networking.Destination
 		}
 	}
 	if svc == nil {
-		v.problem(ref, field+".host", fmt.Sprintf("host %q is no Service that namespace %q can see; requests get 503. Correct the name, or create the Service",
-			host, v.client.namespace))
+		v.problem(ref, field+".host", fmt.Sprintf("host %q is no Service that those who send there can see; requests get 503. Correct the name, or create the Service", host))
 		return clusterName(port, d.GetSubset(), host), policy{}
 	}
 	svc = v.alias(svc)

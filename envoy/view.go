@@ -15,7 +15,7 @@ type client struct {
 	router    bool
 	locality  mesh.Locality     // zero unless something in the mesh depends on the locality of clients
 	labels    map[string]string // nil unless a VirtualService that the namespace sees matches on sourceLabels
-	class     string            // which of those sourceLabels match; equal class means equal answers
+	class     string            // those of the sourceLabels that match; equal class means equal answers
 }
 
 // A view is a snapshot as one class of clients sees it. It writes down what was read, so that what was built from it

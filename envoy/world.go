@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -205,15 +206,27 @@ func (w *World) clientOf(p Proxy) client {
 		return c
 	}
 	c.labels = p.Workload.Labels
-	class := make([]byte, len(sources))
-	for i, want := range sources {
-		class[i] = '0'
+	var matched []string
+	for _, want := range sources {
 		if hasLabels(c.labels, want) {
-			class[i] = '1'
+			matched = append(matched, labelText(want))
 		}
 	}
-	if c.class = string(class); strings.Trim(c.class, "0") == "" {
-		c.class = "" // matches none: like a client without labels
-	}
+	// The text and not, say, the places in the list: those have other meanings when the list changes, and bundles outlive it.
+	// A client that matches none is like one without labels.
+	slices.Sort(matched)
+	c.class = strings.Join(slices.Compact(matched), "&")
 	return c
+}
+
+// labelText is one text for one set of labels.
+func labelText(labels map[string]string) string {
+	var b strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(k + "=" + labels[k])
+	}
+	return b.String()
 }

@@ -258,3 +258,36 @@ func TestManyStreamsAskAtOnce(t *testing.T) {
 		t.Error("unchanged mesh, changed resources")
 	}
 }
+
+func TestAClientNeverGetsTheRoutesOfOneWithOtherLabels(t *testing.T) {
+	m := inMotion(t)
+	rule := func(name, host, app string, created int) string {
+		return fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: %s, namespace: default, creationTimestamp: "2026-01-0%dT00:00:00Z"}
+spec:
+  hosts: [%s]
+  http: [{match: [{sourceLabels: {app: %s}}], timeout: 1s, route: [{destination: {host: %s}}]}, {route: [{destination: {host: %s}}]}]`, name, created, host, app, host, host)
+	}
+	timeouts := func(pod string) int {
+		p := Proxy{Kind: Sidecar, Namespace: "default", Pod: pod, Workload: m.world.snap.Workload("default", pod)}
+		routes := m.world.outboundSet(p).Resources[Route]
+		i := slices.IndexFunc(routes, func(r *Resource) bool { return r.Name == "9080" })
+		return strings.Count(yamlOf(t, unpack(t, routes[i])), "timeout: 1s")
+	}
+	m.apply(rule("one", "reviews", "sleep", 2))
+	m.apply(rule("another", "ratings", "nobody", 3))
+	if got := timeouts("sleep"); got != 1 {
+		t.Fatalf("the client that is meant has %d routes of its own, want 1", got)
+	}
+	// Now the first of all sourceLabels are those of another client.
+	m.store.Delete(mesh.Key{Kind: "VirtualService", Namespace: "default", Name: "another"})
+	m.apply(rule("another", "ratings", "reviews", 1))
+	if got := timeouts("reviews-v1"); got != 1 {
+		t.Errorf("reviews-v1 has %d routes with a timeout, want that of ratings alone", got)
+	}
+	if got := timeouts("sleep"); got != 1 {
+		t.Errorf("sleep has %d routes with a timeout, want that of reviews alone", got)
+	}
+}

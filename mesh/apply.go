@@ -232,6 +232,7 @@ func (s *Store) setNode(key Key, name string, l Locality) {
 		return
 	}
 	s.nodes[name] = l
+	s.pending.movedNodes[name] = struct{}{}
 	s.changedEndpoints(key)
 	for pod := range s.podsOnNode[name] {
 		w := latest(s.pending.workloads, s.current.workloads, pod)

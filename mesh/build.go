@@ -50,6 +50,7 @@ func (s *Store) buildConfig(prev, n *Snapshot) {
 			p.staleEndpoints[id] = struct{}{}
 			s.markTargets(n.workloads, prev.services.all.get(id))
 			s.markTargets(n.workloads, svc)
+			s.markMembers(prev.endpoints.get(id)) // its targets, when it has or had no selector
 		}
 	}
 	n.virtualServiceTable = prev.virtualServiceTable.with(p.virtualServices)
@@ -99,7 +100,23 @@ func (s *Store) markTargets(workloads *table[Workload], svc *Service) {
 	}
 }
 
+// markMoved notes the services that may have endpoints on nodes of another locality. It looks at all slices, once for
+// all nodes that moved: nodes hardly ever do, except when the mesh is read for the first time.
+func (s *Store) markMoved() {
+	moved := s.pending.movedNodes
+	if len(moved) == 0 {
+		return
+	}
+	for _, sl := range s.slices {
+		if slices.ContainsFunc(sl.members, func(m sliceMember) bool { _, ok := moved[m.node]; return ok }) {
+			s.markService(sl.service)
+		}
+	}
+	clear(moved)
+}
+
 func (s *Store) buildEndpoints(prev, n *Snapshot) {
+	s.markMoved()
 	if len(s.pending.staleEndpoints) == 0 {
 		return
 	}

@@ -107,6 +107,7 @@ type pending struct {
 
 	staleEndpoints map[string]struct{} // serviceIDs
 	staleTargets   map[string]struct{} // pods
+	movedNodes     map[string]struct{} // nodes of another locality
 }
 
 func newPending() pending {
@@ -121,6 +122,7 @@ func newPending() pending {
 		configs:             map[string]*Config{},
 		staleEndpoints:      map[string]struct{}{},
 		staleTargets:        map[string]struct{}{},
+		movedNodes:          map[string]struct{}{},
 	}
 }
 
