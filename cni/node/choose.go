@@ -19,6 +19,9 @@ type file struct {
 	text []byte
 	list []byte // text, or the list that a single plugin's configuration stands for
 	err  error  // why a runtime cannot use it
+
+	// after are plugins from files in a directory called like the network, which a runtime that reads CNI 1.1 puts after the list's own.
+	after []string
 }
 
 // single says that the file holds one plugin and not a list. Runtimes go by the name's ending, not by the content.
@@ -50,8 +53,18 @@ func scan(dir string) ([]file, error) {
 func (f *file) parse(dir string) {
 	if f.list, f.err = f.text, nil; f.single() {
 		f.list, f.err = fromConf(f.text)
-	} else if _, err := libcni.NetworkConfFromFile(filepath.Join(dir, f.name)); err != nil {
-		f.err = err // with the plugins of the directory beside it, if there is one
+		return
+	}
+	var l *libcni.NetworkConfigList
+	if l, f.err = libcni.NetworkConfFromBytes(f.text); f.err != nil || l.LoadOnlyInlinedPlugins {
+		return
+	}
+	beside, err := libcni.NetworkPluginConfsFromFiles(dir, l.Name)
+	if f.err = err; err == nil && len(beside)+len(l.Plugins) == 0 {
+		f.err = errors.New("it has no plugins")
+	}
+	for _, p := range beside {
+		f.after = append(f.after, p.Network.Type)
 	}
 }
 
@@ -129,9 +142,13 @@ func choose(files []file, ignore func(name string) bool) (c chosen) {
 	return c
 }
 
+// notes are for people: nothing that we could put right.
 func (c chosen) notes() (out []string) {
 	for _, f := range c.skipped {
 		out = append(out, fmt.Sprintf("%s is not valid and sorts first (CRI-O passes over it, containerd stops at it): %s", f.name, strings.ReplaceAll(f.err.Error(), "\n", " ")))
+	}
+	if c.network != nil && len(c.network.after) > 0 {
+		out = append(out, fmt.Sprintf("%s: the directory called like the network adds %s after weft-cni", c.network.name, strings.Join(c.network.after, ", ")))
 	}
 	return out
 }

@@ -417,3 +417,15 @@ func TestUninstallLeavesWhatBecameSomebodyElses(t *testing.T) {
 		t.Errorf("%v %v", files(t, m.ConfDir), files(t, m.BinDir))
 	}
 }
+
+func TestPluginsThatADirectoryAddsAreNoted(t *testing.T) {
+	m := newMachine(t)
+	m.write("10-flannel.conflist", flannel)
+	if err := os.Mkdir(m.conf("cbr0"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.write("cbr0/10-tuning.conf", `{"type":"tuning"}`)
+	if r := m.install("10-flannel.conflist"); len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "tuning") {
+		t.Errorf("notes %q", r.Notes)
+	}
+}
