@@ -216,10 +216,38 @@ func (d *daemon) prepare(hostNS *os.File) error {
 // of the mesh could not: the proxy's probe goes to a port that only the redirection leads to Envoy.
 func (d *daemon) podEvent(p *corev1.Pod, kind, reason, message string) {
 	d.control.Event(p, kind, reason, message)
+	if reason == "BackOff" && d.tooManyProxies(p) {
+		d.control.Event(p, corev1.EventTypeWarning, "InotifyLimit",
+			"this machine may be out of inotify instances, and Envoy crashes then: raise the limit with \"sysctl -w fs.inotify.max_user_instances=8192\"")
+	}
 	if reason == "Unhealthy" && strings.Contains(message, ":15099") && strings.Contains(message, "connection refused") {
 		d.control.Event(p, corev1.EventTypeWarning, "NotRedirected",
 			"the pod's traffic is not redirected to its proxy, so its containers are not started or not ready: weft-cni is missing from the CNI chain, or the pod's rules were removed")
 	}
+}
+
+// tooManyProxies says whether a crashing proxy may lack inotify instances.
+func (d *daemon) tooManyProxies(p *corev1.Pod) bool {
+	limit, ok := ProxyLimit()
+	if !ok || !hasProxy(p) {
+		return false
+	}
+	n := 0
+	for _, other := range store.List[*corev1.Pod](d.store, "pods", "", nil) {
+		if hasProxy(other) {
+			n++
+		}
+	}
+	return n > limit*3/4
+}
+
+func hasProxy(p *corev1.Pod) bool {
+	for _, c := range append(append([]corev1.Container(nil), p.Spec.InitContainers...), p.Spec.Containers...) {
+		if c.Name == "istio-proxy" {
+			return true
+		}
+	}
+	return false
 }
 
 func addrsOf(ps []netip.Prefix) (out []netip.Addr) {

@@ -146,6 +146,9 @@ func printNext(out io.Writer, d sandbox.Dir, o sandbox.Options) {
 	if d.Name() != "default" {
 		flag = " --name " + d.Name()
 	}
+	if n, ok := sandbox.ProxyLimit(); ok && n < 100 && !o.WithoutMesh {
+		fmt.Fprintf(out, "\nNote: this machine's limit of inotify instances allows about %d sidecars; for more: sysctl -w fs.inotify.max_user_instances=8192\n", n)
+	}
 	fmt.Fprintln(out, "\nTry next:")
 	try := func(what, why string) { fmt.Fprintf(out, "  weft sandbox%s %-52s # %s\n", flag, what, why) }
 	if o.WithoutMesh {
