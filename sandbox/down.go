@@ -24,6 +24,11 @@ func Down(ctx context.Context, d Dir) error {
 	if os.Geteuid() != 0 {
 		return CheckMachine()
 	}
+	unlock, err := wrest(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if d.Alive() {
 		// The orderly way: pods get their SIGTERM. What remains, Clean takes by force.
 		orderly, cancel := context.WithTimeout(ctx, 20*time.Second)

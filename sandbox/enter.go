@@ -77,8 +77,13 @@ func CleanAbandoned(ctx context.Context, stateDir, prefix string) error {
 			continue
 		}
 		d := Dir(filepath.Join(stateDir, name))
-		if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) && !d.Alive() {
+		if !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) || d.Alive() {
+			continue
+		}
+		// When it is locked, another run is removing it right now.
+		if unlock, err := lock(d); err == nil {
 			faults = append(faults, Clean(ctx, d))
+			unlock()
 		}
 	}
 	return errors.Join(faults...)

@@ -206,10 +206,14 @@ func (o Options) check(images map[string]string) error {
 	if !o.WithoutCNI {
 		need = append(need, "weft-cni")
 	}
+	var missing []string
 	for _, p := range need {
 		if _, err := findIn(o.CNIBinDirs, p); err != nil {
-			faults = append(faults, fmt.Errorf("CNI plugin %s is not in %s: run \"make build\", or give its directory with --cni-bin-dir", p, strings.Join(o.CNIBinDirs, ":")))
+			missing = append(missing, p)
 		}
+	}
+	if len(missing) > 0 {
+		faults = append(faults, fmt.Errorf("CNI plugin %s is not in %s: run \"make build tools\", or give its directory with --cni-bin-dir", strings.Join(missing, ", "), strings.Join(o.CNIBinDirs, ":")))
 	}
 	for image, program := range o.Images {
 		if err := executable(program); err != nil {
@@ -219,7 +223,7 @@ func (o Options) check(images map[string]string) error {
 	if !o.WithoutMesh {
 		for image, hint := range map[string]string{weftdImage: "weftd", envoyImage: "envoy"} {
 			if images[image] == "" {
-				faults = append(faults, fmt.Errorf("the program %s is not beside the weft executable: run \"make build\", or give it with --image %s=PATH", hint, image))
+				faults = append(faults, fmt.Errorf("the program %s is not beside the weft executable: run \"make build tools\", or give it with --image %s=PATH", hint, image))
 			}
 		}
 	}

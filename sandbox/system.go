@@ -103,10 +103,10 @@ func meshConfig(settings []string) (string, error) {
 	}
 	_, faults, err := mesh.ParseMeshConfig(string(b))
 	if err != nil {
-		return "", fmt.Errorf("--set: %w", err)
+		return "", fmt.Errorf("--set %s: not what MeshConfig has there: %w", strings.Join(settings, ", "), err)
 	}
 	if len(faults) > 0 {
-		return "", fmt.Errorf("--set: MeshConfig: %s", strings.Join(faults, "; "))
+		return "", fmt.Errorf("--set: %s", strings.ReplaceAll(strings.Join(faults, "; "), "; ignored", ""))
 	}
 	return string(b), nil
 }

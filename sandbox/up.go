@@ -32,8 +32,13 @@ func Up(ctx context.Context, d Dir, o Options, progress func(Step)) (err error) 
 	if _, err := meshConfig(o.Mesh); err != nil {
 		return err
 	}
+	unlock, err := lock(d)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if d.Alive() {
-		return fmt.Errorf("the sandbox %q is running already: \"weft sandbox down\" ends it, --name makes another one", d.Name())
+		return fmt.Errorf("the sandbox %q is running already: \"weft sandbox down%s\" ends it, --name makes another one", d.Name(), nameFlag(d))
 	}
 	at := time.Now()
 	done := func(name string) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -16,7 +17,11 @@ import (
 
 func main() {
 	pod.Init() // does not return when this process is to become a container
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // nohup
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	err := newWeft().ExecuteContext(ctx)
 	var status exitStatus
@@ -42,5 +47,23 @@ func newWeft() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(newKubeInject(), newCheckInject(), newSandbox())
+	return cmd
+}
+
+// onlyVerbs makes a command that does nothing itself refuse words that are none of its verbs: cobra would
+// print its help and end with status 0.
+func onlyVerbs(cmd *cobra.Command) *cobra.Command {
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		hint := fmt.Sprintf("%q lists them", cmd.CommandPath()+" --help")
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			hint = "did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return fmt.Errorf("%q is no verb of %q: %s", args[0], cmd.CommandPath(), hint)
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	return cmd
 }

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/weft-mesh/weft/mesh/manifest"
 	"github.com/weft-mesh/weft/sandbox"
 	"github.com/weft-mesh/weft/sandbox/api"
 	"github.com/weft-mesh/weft/sandbox/store"
@@ -26,7 +27,7 @@ type sandboxFlags struct {
 
 func newSandbox() *cobra.Command {
 	f := &sandboxFlags{}
-	cmd := &cobra.Command{
+	cmd := onlyVerbs(&cobra.Command{
 		Use:   "sandbox",
 		Short: "A mesh on this machine without a cluster: pods are network namespaces",
 		Long: `A sandbox runs ordinary Kubernetes manifests on this machine, without a cluster and
@@ -38,7 +39,7 @@ like kubectl's namesakes.`,
   weft sandbox apply -f samples/bookinfo
   weft sandbox get pods -w
   weft sandbox down`,
-	}
+	})
 	p := cmd.PersistentFlags()
 	// Inside "run" and "node", these variables lead other weft commands to the same sandbox.
 	stateDir := sandbox.DefaultStateDir
@@ -178,7 +179,15 @@ func targets(args []string) ([]target, error) {
 func kindNamed(word string) (*store.Kind, error) {
 	k, ok := store.Resource(word)
 	if !ok {
-		return nil, fmt.Errorf("a sandbox has no resource type %q; \"weft sandbox api-resources\" lists them", word)
+		hint := "\"weft sandbox api-resources\" lists them"
+		var known []string
+		for _, k := range store.Kinds {
+			known = append(append(known, k.Plural, k.Singular), k.Short...)
+		}
+		if near := manifest.Nearest(word, known); near != "" {
+			hint = fmt.Sprintf("did you mean %s?", near)
+		}
+		return nil, fmt.Errorf("a sandbox has no resource type %q: %s", word, hint)
 	}
 	return k, nil
 }

@@ -21,16 +21,23 @@ import (
 	"github.com/weft-mesh/weft/sandbox/store"
 )
 
-func fileFlag(cmd *cobra.Command, files *[]string) {
-	cmd.Flags().StringArrayVarP(files, "filename", "f", nil, "file, directory or - for standard input (repeatable)")
+// manifests are what -f and -R name.
+type manifests struct {
+	paths     []string
+	recursive bool
+}
+
+func (m *manifests) register(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVarP(&m.paths, "filename", "f", nil, "file, directory or - for standard input (repeatable)")
+	cmd.Flags().BoolVarP(&m.recursive, "recursive", "R", false, "directories below a directory given with -f too")
 	must(cmd.MarkFlagFilename("filename", "yaml", "yml", "json"))
 }
 
-// readFiles cuts files into documents. A directory gives its .yaml, .yml and .json files, those below it too.
-func readFiles(stdin io.Reader, paths []string) ([]api.Document, error) {
+// read cuts the files into documents. A directory gives its .yaml, .yml and .json files.
+func (m *manifests) read(stdin io.Reader) ([]api.Document, error) {
 	var docs []api.Document
 	add := func(name string, data []byte) { docs = append(docs, api.Split(name, data)...) }
-	for _, p := range paths {
+	for _, p := range m.paths {
 		if p == "-" {
 			data, err := io.ReadAll(stdin)
 			if err != nil {
@@ -48,7 +55,7 @@ func readFiles(stdin io.Reader, paths []string) ([]api.Document, error) {
 		}
 		files := []string{p}
 		if st.IsDir() {
-			if files, err = manifestsIn(p); err != nil {
+			if files, err = m.in(p); err != nil {
 				return nil, err
 			}
 		}
@@ -63,11 +70,16 @@ func readFiles(stdin io.Reader, paths []string) ([]api.Document, error) {
 	return docs, nil
 }
 
-func manifestsIn(dir string) ([]string, error) {
+func (m *manifests) in(dir string) ([]string, error) {
 	var files []string
+	below := false
 	err := filepath.WalkDir(dir, func(p string, e os.DirEntry, err error) error {
 		if err != nil {
 			return err
+		}
+		if e.IsDir() && p != dir && !m.recursive {
+			below = true
+			return filepath.SkipDir
 		}
 		switch filepath.Ext(p) {
 		case ".yaml", ".yml", ".json":
@@ -78,7 +90,11 @@ func manifestsIn(dir string) ([]string, error) {
 		return nil
 	})
 	if err == nil && len(files) == 0 {
-		err = fmt.Errorf("%s has no .yaml, .yml or .json files", dir)
+		hint := ""
+		if below {
+			hint = "; -R looks into the directories below it too"
+		}
+		err = fmt.Errorf("%s has no .yaml, .yml or .json files%s", dir, hint)
 	}
 	sort.Strings(files)
 	return files, err
@@ -95,19 +111,19 @@ message; when one is broken, nothing is applied.`,
 }
 
 func applyVerb(f *sandboxFlags, cmd *cobra.Command, create bool) *cobra.Command {
-	var files []string
+	var files manifests
 	var dryRun string
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(files) == 0 {
+		if len(files.paths) == 0 {
 			return errors.New("say what: -f FILE, -f DIRECTORY or -f -")
 		}
-		docs, err := readFiles(cmd.InOrStdin(), files)
+		docs, err := files.read(cmd.InOrStdin())
 		if err != nil {
 			return err
 		}
 		return f.apply(cmd, docs, create, dryRun != "" && dryRun != "none")
 	}
-	fileFlag(cmd, &files)
+	files.register(cmd)
 	cmd.Flags().StringVar(&dryRun, "dry-run", "none", "none, client or server: check only")
 	cmd.Flags().Lookup("dry-run").NoOptDefVal = "server"
 	return cmd
@@ -129,7 +145,7 @@ func (f *sandboxFlags) apply(cmd *cobra.Command, docs []api.Document, create, dr
 	for _, r := range results {
 		if r.Error != "" {
 			failed = true
-			fmt.Fprintln(cmd.ErrOrStderr(), r.Error)
+			fmt.Fprintln(cmd.ErrOrStderr(), "weft: "+r.Error)
 			continue
 		}
 		line := r.Object + " " + r.Verb
@@ -169,7 +185,7 @@ func newSandboxCreate(f *sandboxFlags) *cobra.Command {
 }
 
 func newSandboxDelete(f *sandboxFlags) *cobra.Command {
-	var files []string
+	var files manifests
 	var selector string
 	var all, force, wait, ignore, now bool
 	grace := int64(-1)
@@ -185,8 +201,8 @@ func newSandboxDelete(f *sandboxFlags) *cobra.Command {
 			}
 			ctx := cmd.Context()
 			var what []doomed
-			if len(files) > 0 {
-				docs, err := readFiles(cmd.InOrStdin(), files)
+			if len(files.paths) > 0 {
+				docs, err := files.read(cmd.InOrStdin())
 				if err != nil {
 					return err
 				}
@@ -243,7 +259,7 @@ func newSandboxDelete(f *sandboxFlags) *cobra.Command {
 			return errors.Join(failed...)
 		},
 	}
-	fileFlag(cmd, &files)
+	files.register(cmd)
 	fl := cmd.Flags()
 	fl.StringVarP(&selector, "selector", "l", "", "label selector")
 	fl.BoolVar(&all, "all", false, "all of the type in the namespace")

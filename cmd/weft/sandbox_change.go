@@ -15,21 +15,24 @@ import (
 )
 
 func newSandboxLabel(f *sandboxFlags) *cobra.Command {
-	return metadataVerb(f, "label", "labeled", "labels", func(o store.Object) map[string]string { return o.GetLabels() })
+	return metadataVerb(f, "label", "labeled", "labels", `  weft sandbox label namespace default istio-injection=enabled
+  weft sandbox label pod web-0 app=other --overwrite
+  weft sandbox label pod web-0 app-`, func(o store.Object) map[string]string { return o.GetLabels() })
 }
 
 func newSandboxAnnotate(f *sandboxFlags) *cobra.Command {
-	return metadataVerb(f, "annotate", "annotated", "annotations", func(o store.Object) map[string]string { return o.GetAnnotations() })
+	return metadataVerb(f, "annotate", "annotated", "annotations", `  weft sandbox annotate service web networking.istio.io/exportTo=.
+  weft sandbox annotate service web networking.istio.io/exportTo-`, func(o store.Object) map[string]string { return o.GetAnnotations() })
 }
 
 // metadataVerb is label and annotate: KEY=VALUE sets, KEY- removes.
-func metadataVerb(f *sandboxFlags, verb, done, field string, have func(store.Object) map[string]string) *cobra.Command {
+func metadataVerb(f *sandboxFlags, verb, done, field, example string, have func(store.Object) map[string]string) *cobra.Command {
 	var overwrite, all bool
 	var selector string
 	cmd := &cobra.Command{
 		Use:               verb + " TYPE NAME KEY=VALUE... KEY-...",
 		Short:             "Set or remove " + field + " of objects",
-		Example:           fmt.Sprintf("  weft sandbox %s namespace default istio-injection=enabled\n  weft sandbox %s pod web-0 app=other --overwrite\n  weft sandbox %s pod web-0 app-", verb, verb, verb),
+		Example:           example,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: f.completeTargets,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -174,7 +177,7 @@ func newSandboxScale(f *sandboxFlags) *cobra.Command {
 }
 
 func newSandboxRollout(f *sandboxFlags) *cobra.Command {
-	cmd := &cobra.Command{Use: "rollout", Short: "Restart workloads and follow their updates"}
+	cmd := onlyVerbs(&cobra.Command{Use: "rollout", Short: "Restart workloads and follow their updates"})
 	var selector string
 	restart := &cobra.Command{
 		Use:               "restart TYPE/NAME... | TYPE [-l SELECTOR]",

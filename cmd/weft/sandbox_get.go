@@ -24,6 +24,7 @@ type getFlags struct {
 	showLabels bool
 	noHeaders  bool
 	ignore     bool
+	sortBy     string
 }
 
 func newSandboxGet(f *sandboxFlags) *cobra.Command {
@@ -42,14 +43,15 @@ func newSandboxGet(f *sandboxFlags) *cobra.Command {
 	}
 	fl := cmd.Flags()
 	fl.BoolVarP(&g.all, "all-namespaces", "A", false, "objects of all namespaces")
-	fl.StringVarP(&g.output, "output", "o", "", "wide, yaml, json, name or jsonpath=TEMPLATE")
+	fl.StringVarP(&g.output, "output", "o", "", "wide, yaml, json, name, jsonpath=TEMPLATE or custom-columns=TITLE:PATH,...")
+	fl.StringVar(&g.sortBy, "sort-by", "", "order by what stands at this path, for example .metadata.creationTimestamp")
 	fl.StringVarP(&g.selector, "selector", "l", "", "label selector")
 	fl.BoolVarP(&g.watch, "watch", "w", false, "show, then show each change")
 	fl.BoolVar(&g.watchOnly, "watch-only", false, "show only changes")
 	fl.BoolVar(&g.showLabels, "show-labels", false, "a column with the labels")
 	fl.BoolVar(&g.noHeaders, "no-headers", false, "no line with column titles")
 	fl.BoolVar(&g.ignore, "ignore-not-found", false, "what does not exist is no error")
-	must(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"wide", "yaml", "json", "name", "jsonpath="}, cobra.ShellCompDirectiveNoSpace)))
+	must(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"wide", "yaml", "json", "name", "jsonpath=", "custom-columns="}, cobra.ShellCompDirectiveNoSpace)))
 	return cmd
 }
 
@@ -106,7 +108,12 @@ func (f *sandboxFlags) get(cmd *cobra.Command, g *getFlags, args []string) error
 		if len(missing) > 0 {
 			return errors.Join(missing...)
 		}
-		return format.Print(out, everything, len(ts) == 1 && ts[0].name != "")
+		if g.sortBy != "" {
+			if err := show.SortBy(everything, g.sortBy); err != nil {
+				return err
+			}
+		}
+		return format.Print(out, everything, len(ts) == 1 && ts[0].name != "", g.noHeaders)
 	}
 	first := true
 	for _, k := range order {
@@ -119,6 +126,11 @@ func (f *sandboxFlags) get(cmd *cobra.Command, g *getFlags, args []string) error
 		}
 		first = false
 		show.SortEvents(objects)
+		if g.sortBy != "" {
+			if err := show.SortBy(objects, g.sortBy); err != nil {
+				return err
+			}
+		}
 		o := show.Options{Wide: format.Wide(), Namespace: g.all && k.Namespaced, Prefix: len(order) > 1, ShowLabels: g.showLabels, NoHeaders: g.noHeaders}
 		if err := show.Table(out, k, objects, o); err != nil {
 			return err
@@ -138,6 +150,7 @@ func (f *sandboxFlags) watch(cmd *cobra.Command, c *sandbox.Client, g *getFlags,
 	out := cmd.OutOrStdout()
 	o := show.Options{Wide: format.Wide(), Namespace: g.all && t.kind.Namespaced, ShowLabels: g.showLabels, NoHeaders: g.noHeaders}
 	rows := show.NewRows(out, t.kind, o)
+	headed := g.noHeaders
 	started := time.Now()
 	q := sandbox.Query{Kind: t.kind, Namespace: ns, Name: t.name, Selector: g.selector}
 	if there, err := c.Get(cmd.Context(), q); err == nil {
@@ -150,7 +163,8 @@ func (f *sandboxFlags) watch(cmd *cobra.Command, c *sandbox.Client, g *getFlags,
 			return nil
 		}
 		if !format.IsTable() {
-			return format.Print(out, []store.Object{obj}, true)
+			defer func() { headed = true }()
+			return format.Print(out, []store.Object{obj}, true, headed)
 		}
 		rows.Row(obj)
 		return rows.Flush()

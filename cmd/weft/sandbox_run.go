@@ -17,7 +17,7 @@ import (
 
 func newSandboxRun(f *sandboxFlags) *cobra.Command {
 	u := &upFlags{}
-	var files []string
+	var files manifests
 	var timeout time.Duration
 	var quiet bool
 	cmd := &cobra.Command{
@@ -42,7 +42,7 @@ The exit status is the command's. When this process dies, even by kill -9, the s
 				return err
 			}
 			o.Tethered = true
-			docs, err := readFiles(cmd.InOrStdin(), files)
+			docs, err := files.read(cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -51,7 +51,7 @@ The exit status is the command's. When this process dies, even by kill -9, the s
 		},
 	}
 	u.register(cmd)
-	fileFlag(cmd, &files)
+	files.register(cmd)
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "how long pods may take to get Ready")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
 	return cmd

@@ -486,7 +486,7 @@ func (c *cli) sandboxes() int {
 
 func TestARunThatIsInterruptedOrKilledTakesItsSandboxAlong(t *testing.T) {
 	c := newCLI(t)
-	for name, signal := range map[string]syscall.Signal{"Ctrl-C": syscall.SIGINT, "kill -9": syscall.SIGKILL} {
+	for name, signal := range map[string]syscall.Signal{"Ctrl-C": syscall.SIGINT, "the terminal's end": syscall.SIGHUP, "kill -9": syscall.SIGKILL} {
 		t.Run(name, func(t *testing.T) {
 			mark := filepath.Join(t.TempDir(), "running")
 			cmd := c.child(append(append([]string{"run", "-q"}, c.plain...), "--", "sh", "-c", "echo > "+mark+"; exec sleep 1000")...)
@@ -509,7 +509,7 @@ func TestWhatAMachineLacksIsSaidClearly(t *testing.T) {
 		args []string
 		want string
 	}{
-		"plugins":  {[]string{"up", "--without-mesh", "--cni-bin-dir", "/nowhere"}, "CNI plugin ptp is not in /nowhere"},
+		"plugins":  {[]string{"up", "--without-mesh", "--cni-bin-dir", "/nowhere"}, "CNI plugin ptp, host-local, loopback, weft-cni is not in /nowhere"},
 		"program":  {append([]string{"up", "--image", "x=/nowhere"}, c.plain...), "--image x=/nowhere: no such program"},
 		"image":    {append([]string{"up", "--image", "x"}, c.plain...), "write NAME=PATH"},
 		"name":     {[]string{"--name", "No Name", "up"}, `"No Name" is not a name for a sandbox`},
@@ -520,6 +520,10 @@ func TestWhatAMachineLacksIsSaidClearly(t *testing.T) {
 		"file":     {[]string{"apply", "-f", "/nowhere.yaml"}, "-f /nowhere.yaml: no such file or directory"},
 		"download": {[]string{"apply", "-f", "https://example.com/x.yaml"}, "does not download manifests"},
 		"type":     {[]string{"get", "widgets"}, `no resource type "widgets"`},
+		"typo":     {[]string{"get", "deploymnets"}, "did you mean deployments?"},
+		"verb":     {[]string{"upp"}, `"upp" is no verb of "weft sandbox": did you mean up?`},
+		"rollout":  {[]string{"rollout", "undo", "deploy/x"}, `"weft sandbox rollout --help" lists them`},
+		"bool":     {append([]string{"up", "--set", "enableAutoMtls=maybe"}, c.plain...), "--set enableAutoMtls=maybe: not what MeshConfig has there"},
 	} {
 		if _, err := c.try("", v.args...); err == nil || !strings.Contains(err.Error(), v.want) {
 			t.Errorf("%s: %v, want %q", name, err, v.want)
@@ -548,6 +552,59 @@ func TestWhatAMachineLacksIsSaidClearly(t *testing.T) {
 	}
 	if err := os.Remove(copied); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestTwoUpsAtOnceDoNotRemoveEachOthersSandbox(t *testing.T) {
+	c := newCLI(t)
+	ends := make(chan error)
+	for range 4 {
+		go func() {
+			_, err := c.try("", append([]string{"up"}, c.plain...)...)
+			ends <- err
+		}()
+	}
+	ok := 0
+	for range 4 {
+		switch err := <-ends; {
+		case err == nil:
+			ok++
+		case !strings.Contains(err.Error(), "is running already") && !strings.Contains(err.Error(), "another command is bringing the sandbox"):
+			t.Errorf("up: %v", err)
+		}
+	}
+	if ok != 1 {
+		t.Errorf("%d of 4 ups brought it up", ok)
+	}
+	c.weft("get", "pods")
+	c.weft("down")
+	c.nothingLeft()
+}
+
+func TestADirectoryGivesItsOwnFilesOnly(t *testing.T) {
+	c := newCLI(t)
+	c.weft(append([]string{"up"}, c.plain...)...)
+	dir := t.TempDir()
+	for file, name := range map[string]string{"a.yaml": "own", "below/b.yaml": "below", "README.md": "no"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		text := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: " + name + "}\n"
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out := c.weft("apply", "-f", dir); out != "configmap/own created\n" {
+		t.Errorf("apply -f: %s", out)
+	}
+	if out := c.weft("apply", "-R", "-f", dir); out != "configmap/own unchanged\nconfigmap/below created\n" {
+		t.Errorf("apply -R -f: %s", out)
+	}
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.try("", "apply", "-f", dir); err == nil || !strings.Contains(err.Error(), "-R looks into the directories below") {
+		t.Errorf("a directory with files only below: %v", err)
 	}
 }
 

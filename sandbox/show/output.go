@@ -16,11 +16,12 @@ import (
 
 // Format is a parsed -o value.
 type Format struct {
-	kind string // "", "wide", "yaml", "json", "name", "jsonpath"
-	path *jsonpath.JSONPath
+	kind    string // "", "wide", "yaml", "json", "name", "jsonpath", "custom-columns"
+	path    *jsonpath.JSONPath
+	columns []customColumn
 }
 
-// ParseFormat reads kubectl's -o: wide, yaml, json, name, jsonpath=TEMPLATE.
+// ParseFormat reads kubectl's -o: wide, yaml, json, name, jsonpath=TEMPLATE, custom-columns=TITLE:PATH,...
 func ParseFormat(s string) (Format, error) {
 	kind, template, _ := strings.Cut(s, "=")
 	switch kind {
@@ -38,16 +39,22 @@ func ParseFormat(s string) (Format, error) {
 			return Format{}, fmt.Errorf("-o jsonpath=%s: %w", template, err)
 		}
 		return Format{kind: "jsonpath", path: p}, nil
+	case "custom-columns":
+		columns, err := parseColumns(template)
+		return Format{kind: kind, columns: columns}, err
 	}
-	return Format{}, fmt.Errorf("-o %s: use wide, yaml, json, name or jsonpath=TEMPLATE", s)
+	return Format{}, fmt.Errorf("-o %s: use wide, yaml, json, name, jsonpath=TEMPLATE or custom-columns=TITLE:PATH,...", s)
 }
 
 // IsTable and Wide say how tables are wanted; other formats go to Print.
 func (f Format) IsTable() bool { return f.kind == "" || f.kind == "wide" }
 func (f Format) Wide() bool    { return f.kind == "wide" }
 
-// Print writes objects in a format that is no table. single means that the user named one object: it is then not wrapped in a List.
-func (f Format) Print(w io.Writer, objects []store.Object, single bool) error {
+// Print writes objects in a format that is none of the tables. single means that the user named one object: it is then not wrapped in a List.
+func (f Format) Print(w io.Writer, objects []store.Object, single, noHeaders bool) error {
+	if f.kind == "custom-columns" {
+		return printColumns(w, f.columns, objects, noHeaders)
+	}
 	if f.kind == "name" {
 		for _, o := range objects {
 			k, ok := store.KindFor(o)

@@ -178,7 +178,7 @@ func TestOutputFormats(t *testing.T) {
 			t.Fatal(err)
 		}
 		var b bytes.Buffer
-		if err := f.Print(&b, pods[:1], single); err != nil {
+		if err := f.Print(&b, pods[:1], single, false); err != nil {
 			t.Fatal(err)
 		}
 		return b.String()
@@ -199,9 +199,40 @@ func TestOutputFormats(t *testing.T) {
 	if got := print("json", false); !strings.HasPrefix(got, "{\n    \"apiVersion\": \"v1\",\n    \"items\": [") {
 		t.Errorf("json: %.60s", got)
 	}
-	for _, bad := range []string{"xml", "jsonpath=", "jsonpath={.a", "custom-columns=a"} {
+	if got, want := print("custom-columns=NAME:.metadata.name,NODE:{.spec.nope},MAIN:.spec.containers[*].name", false), "NAME             NODE     MAIN\nreviews-v1-abc   <none>   app\n"; got != want {
+		t.Errorf("custom-columns:\n%s\nwant\n%s", got, want)
+	}
+	for _, bad := range []string{"xml", "jsonpath=", "jsonpath={.a", "custom-columns=a", "custom-columns=A:{.x", "custom-columns="} {
 		if _, err := ParseFormat(bad); err == nil {
 			t.Errorf("-o %s is taken", bad)
+		}
+	}
+}
+
+func TestSorting(t *testing.T) {
+	pod := func(name, weight string) store.Object {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		if weight != "" {
+			p.Labels = map[string]string{"weight": weight}
+		}
+		return p
+	}
+	pods := []store.Object{pod("c", "10"), pod("a", "9"), pod("b", "")}
+	for path, want := range map[string]string{".metadata.name": "a b c", "{.metadata.labels.weight}": "b a c"} {
+		if err := SortBy(pods, path); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, p := range pods {
+			got = append(got, p.GetName())
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("by %s: %v, want %s", path, got, want)
+		}
+	}
+	for _, bad := range []string{".metadata.nope", "{.x"} {
+		if SortBy(pods, bad) == nil {
+			t.Errorf("--sort-by=%s is taken", bad)
 		}
 	}
 }
