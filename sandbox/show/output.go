@@ -29,7 +29,7 @@ func ParseFormat(s string) (Format, error) {
 		return Format{kind: kind}, nil
 	case "jsonpath", "jsonpath-as-json":
 		if template == "" {
-			return Format{}, errors.New("-o jsonpath= needs a template, for example -o jsonpath={.status.podIP}")
+			return Format{}, errors.New("-o jsonpath= needs a template, such as -o jsonpath={.status.podIP} for an address")
 		}
 		if !strings.Contains(template, "{") {
 			template = "{" + template + "}"
@@ -43,7 +43,7 @@ func ParseFormat(s string) (Format, error) {
 		columns, err := parseColumns(template)
 		return Format{kind: kind, columns: columns}, err
 	}
-	return Format{}, fmt.Errorf("-o %s: use wide, yaml, json, name, jsonpath=TEMPLATE or custom-columns=TITLE:PATH,...", s)
+	return Format{}, fmt.Errorf("-o %s: use wide, yaml, json, name, jsonpath=TEMPLATE or custom-columns=TITLE:PATH", s)
 }
 
 // IsTable and Wide say how tables are wanted; other formats go to Print.
