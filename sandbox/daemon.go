@@ -36,6 +36,10 @@ type Step struct {
 	Ready bool          `json:"ready,omitempty"` // the last step: everything runs
 }
 
+// controlPlaneUser is whom istiod runs as (system/mesh.yaml). It is not the
+// proxies' 1337: the kernel counts inotify instances by user, and many sidecars must not take the control plane's.
+const controlPlaneUser = 65532
+
 // daemon is the inside of a running sandbox.
 type daemon struct {
 	dir      Dir
@@ -163,8 +167,8 @@ func (d *daemon) prepare(hostNS *os.File) error {
 	if err := os.MkdirAll(d.dir.CA(), 0o700); err != nil {
 		return err
 	}
-	// istiod runs as the proxy's user and keeps the CA's key here.
-	if err := os.Chown(d.dir.CA(), 1337, 1337); err != nil {
+	// istiod keeps the CA's key here.
+	if err := os.Chown(d.dir.CA(), controlPlaneUser, controlPlaneUser); err != nil {
 		return err
 	}
 	minter, err := newTokens(d.store, d.dir.Keys())
