@@ -20,7 +20,7 @@ spec:
     image: sh
     command: [sh]
     args: [-c, 'echo "$0 $1"; exec sleep 1000', "$(COLOUR) $$(COLOUR) $(NOPE)", "$(IP)"]
-    workingDir: /work/dir
+    workingDir: /scratch/dir
     resources: {limits: {cpu: 500m}, requests: {memory: 1Mi}}
     envFrom:
     - configMapRef: {name: settings}
@@ -59,7 +59,7 @@ spec:
 		"COLOUR": "green", "SIZE": "10", "KEY_password": "s3cret", "BOTH": "green-10-$(LATER)-$(SIZE)-$", "LATER": "x", "EMPTY": "",
 		"IP": s.PodIP, "IPS": s.PodIPs[0].IP + "," + s.PodIPs[1].IP, "HOST": "10.0.0.1", "NODE": "node-1", "SA": "clerk", "NAME": "web", "NS": "default",
 		"UID_": "uid-web", "LABEL": "shop", "NOTE": "hi", "CPU": "1", "MILLI": "500", "MEM": "1048576", "PASSWORD": "s3cret", "SETTING": "9",
-		"HOSTNAME": "web", "PATH": defaultPath, "PWD": "/work/dir",
+		"HOSTNAME": "web", "PATH": defaultPath, "PWD": "/scratch/dir",
 	} {
 		equal(t, name, env[name], want)
 	}

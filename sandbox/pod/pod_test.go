@@ -16,8 +16,8 @@ spec:
   initContainers:
   - name: prepare
     image: sh
-    args: [-c, "echo prepared > /work/file; echo init done"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    args: [-c, "echo prepared > /scratch/file; echo init done"]
+    volumeMounts: [{name: work, mountPath: /scratch}]
   - name: proxy
     image: test
     restartPolicy: Always
@@ -27,8 +27,8 @@ spec:
   containers:
   - name: app
     image: sh
-    args: [-c, "cat /work/file; exec sleep 1000"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    args: [-c, "cat /scratch/file; exec sleep 1000"]
+    volumeMounts: [{name: work, mountPath: /scratch}]
   - name: other
     image: sh
     args: [-c, "hostname; exec sleep 1000"]
@@ -138,8 +138,8 @@ spec:
   containers:
   - name: job
     image: sh
-    args: [-c, "test -e /work/second && exit 0; touch /work/second; exit 3"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    args: [-c, "test -e /scratch/second && exit 0; touch /scratch/second; exit 3"]
+    volumeMounts: [{name: work, mountPath: /scratch}]
   volumes: [{name: work, emptyDir: {}}]
 `)
 	}

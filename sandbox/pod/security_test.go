@@ -28,7 +28,7 @@ spec:
       readOnlyRootFilesystem: true
       allowPrivilegeEscalation: false
       capabilities: {drop: [ALL]}
-    volumeMounts: [{name: work, mountPath: /work}]
+    volumeMounts: [{name: work, mountPath: /scratch}]
   - name: plain
     image: sh
     args: [-c, "exec sleep 1000"]
@@ -49,8 +49,8 @@ spec:
 		}
 	}
 	equal(t, "writing to the root", n.sh(pod, "app", "touch /tmp/x /x /etc/x /etc/hosts 2>/dev/null || echo refused"), "refused")
-	equal(t, "writing to a volume", n.sh(pod, "app", "echo ok > /work/x && cat /work/x"), "ok")
-	equal(t, "group of files in a volume with fsGroup", n.sh(pod, "app", "stat -c %g /work/x"), "2002")
+	equal(t, "writing to a volume", n.sh(pod, "app", "echo ok > /scratch/x && cat /scratch/x"), "ok")
+	equal(t, "group of files in a volume with fsGroup", n.sh(pod, "app", "stat -c %g /scratch/x"), "2002")
 	equal(t, "writing to the termination log", n.sh(pod, "app", "echo bye > /dev/termination-log && echo ok"), "ok")
 	equal(t, "opening the own output anew", n.sh(pod, "app", "echo ok > /dev/stdout"), "ok")
 	equal(t, "exec has the container's user", n.sh(pod, "app", "id -u; id -g; id -G"), "1337\n1338\n1338 2001 2002")
