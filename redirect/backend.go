@@ -54,13 +54,24 @@ func InNetNS(path string, f func() error) error {
 	defer ns.Close()
 	done := make(chan error, 1)
 	go func() {
-		// The thread is never unlocked, so it ends with the goroutine and no other goroutine ever runs in the namespace.
+		// The thread is never unlocked, so no other goroutine ever runs on it and it ends with this one. The program's first
+		// thread does not end, it is parked for good: going back keeps it from holding the pod's namespace for as long as the program runs.
 		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			done <- fmt.Errorf("open our own network namespace: %w", err)
+			return
+		}
+		defer home.Close()
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
 			return
 		}
-		done <- f()
+		err = f()
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			err = errors.Join(err, fmt.Errorf("leave network namespace %s: %w", path, back))
+		}
+		done <- err
 	}()
 	return <-done
 }
