@@ -330,6 +330,9 @@ func (d *daemon) waitForMesh(ctx context.Context) error {
 			return nil
 		}
 		if _, err := w.Next(ctx); err != nil {
+			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return errors.New("the sandbox was taken down meanwhile")
+			}
 			for _, p := range pods {
 				return fmt.Errorf("istiod is not ready after 60 s%s", d.lastLines(p))
 			}
@@ -343,7 +346,7 @@ func hopeless(p *corev1.Pod) string {
 	for _, cs := range p.Status.ContainerStatuses {
 		if w := cs.State.Waiting; w != nil {
 			switch w.Reason {
-			case "CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "ErrImageNeverPull", "InvalidImageName":
+			case "CrashLoopBackOff", "ImageNotMapped", "ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "ErrImageNeverPull", "InvalidImageName":
 				return w.Reason + ": " + w.Message
 			}
 		}

@@ -44,9 +44,6 @@ func (s *Server) Create(ctx context.Context, o store.Object) (store.Object, erro
 		return nil, fmt.Errorf("this sandbox does not know %s", o.GetObjectKind().GroupVersionKind())
 	}
 	o = o.DeepCopyObject().(store.Object)
-	if o.GetName() == "" && o.GetGenerateName() != "" {
-		o.SetName(o.GetGenerateName() + rand.String(5))
-	}
 	if err := s.namespaceFor(kind, o); err != nil {
 		return nil, err
 	}
@@ -57,6 +54,10 @@ func (s *Server) Create(ctx context.Context, o store.Object) (store.Object, erro
 			return nil, err
 		}
 		o = admitted
+	}
+	// As in an API server: webhooks see a generated name only as its prefix.
+	if o.GetName() == "" && o.GetGenerateName() != "" {
+		o.SetName(o.GetGenerateName() + rand.String(5))
 	}
 	s.creating.Lock()
 	defer s.creating.Unlock()

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -134,7 +135,9 @@ func (c *Control) sync(ctx context.Context, key store.Key) error {
 
 // route says whose business a change is.
 func (c *Control) route(ctx context.Context, e store.Event) {
-	c.queue.Add(e.Key)
+	if !statusOnly(e) {
+		c.queue.Add(e.Key)
+	}
 	if e.Type == store.Added && c.orphan(e.Object) {
 		c.delete(e.Object)
 	}
@@ -161,6 +164,17 @@ func (c *Control) route(ctx context.Context, e store.Event) {
 			c.queue.Add(store.Key{Resource: "namespaces", Name: e.Key.Namespace})
 		}
 	}
+}
+
+// statusOnly reports a change that an object's own controller has made itself. If it came back to it, a
+// status that says why something failed would undo the back-off before the next try.
+func statusOnly(e store.Event) bool {
+	if e.Type != store.Modified || e.Old == nil {
+		return false
+	}
+	old, now := e.Old, e.Object
+	return old.GetGeneration() == now.GetGeneration() && old.GetDeletionTimestamp().Equal(now.GetDeletionTimestamp()) &&
+		maps.Equal(old.GetLabels(), now.GetLabels()) && maps.Equal(old.GetAnnotations(), now.GetAnnotations())
 }
 
 func (c *Control) routePod(ctx context.Context, e store.Event) {

@@ -2,11 +2,15 @@ package control
 
 import (
 	"context"
+	"encoding/pem"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -495,6 +499,29 @@ webhooks:
 	})
 	w.c.store().Remove(store.Key{Resource: "mutatingwebhookconfigurations.admissionregistration.k8s.io", Name: "injector"})
 	w.until("the pod, after another try", func() bool { return w.readyPods("") == 1 })
+}
+
+func TestARefusalThatReadsDifferentlyEachTimeIsNotRetriedInALoop(t *testing.T) {
+	var calls atomic.Int32
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, fmt.Sprintf("call %d", calls.Add(1)), http.StatusInternalServerError)
+	}))
+	t.Cleanup(srv.Close)
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	w := start(t, func(c *Control) { c.API.Webhook = &api.Webhook{Root: func() []byte { return root }} })
+	w.apply(`apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingWebhookConfiguration
+metadata: {name: injector}
+webhooks:
+- {name: x.istio.io, clientConfig: {url: "` + srv.URL + `"}, rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}]}
+`)
+	begin := time.Now()
+	w.apply(workload("Deployment", "web", "ready:1", 1))
+	w.until("five tries", func() bool { return calls.Load() >= 5 })
+	// At once, perhaps again when the ReplicaSet itself changes, then after 200, 400 and 800 ms: see Control.init.
+	if took := time.Since(begin); took < 500*time.Millisecond {
+		t.Errorf("five tries within %s", took)
+	}
 }
 
 func TestAPodWhoseNodeSelectorFitsNowhereSaysWhy(t *testing.T) {
