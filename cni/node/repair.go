@@ -1,0 +1,241 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-mesh/weft/redirect"
+)
+
+// Sandbox is the network of one running pod.
+type Sandbox struct {
+	ID                   string // the container runtime's; never used twice
+	Namespace, Name, UID string // of the pod
+	Redirect             string // the pod's annotation redirect.Annotation
+	NetNS                string // path of the network namespace
+}
+
+// Sandboxes is the container runtime.
+type Sandboxes interface {
+	// Sandboxes lists the sandboxes that are ready (their network is complete: no plugin is at work in it any more), have a network
+	// namespace of their own, and belong to pods with redirect.Annotation.
+	Sandboxes(ctx context.Context) ([]Sandbox, error)
+}
+
+// Reasons of a repair.
+const (
+	ReasonStart = "start" // the rules were missing or wrong when the pod was first seen: its network was made without the plugin
+	ReasonDrift = "drift" // the rules had been right: somebody changed them
+)
+
+// Repair is what was done for one pod.
+type Repair struct {
+	Sandbox
+	Reason string
+	Drift  []string // how the rules differed
+	Took   time.Duration
+	Err    error // the pod is not redirected
+}
+
+// Repairs puts the rules of running pods right, in their live network namespace. Connections that exist already stay as they are; new ones are
+// captured. No pod is restarted, so it serves Jobs and pods that never restart just as well.
+type Repairs struct {
+	Sandboxes         Sandboxes
+	Backend           redirect.Backend
+	ExcludeNamespaces []string
+	Told              func(Repair) // of each repair, and of a failure once until its text changes
+	Log               *slog.Logger
+	Metrics           *Metrics
+
+	List   time.Duration // how often the runtime is asked; default 2 s
+	Verify time.Duration // how often the rules of each pod are read back; default 30 s
+
+	known   map[string]*watched // by sandbox ID
+	changed chan string         // sandbox IDs whose rules somebody touched
+}
+
+// watched is a sandbox that has been looked at.
+type watched struct {
+	Sandbox
+	right  bool // its rules have been right once
+	due    time.Time
+	wait   time.Duration // before the next attempt, after failures
+	failed string        // what Told was told
+	stop   func()        // of listening to changes of its rules
+}
+
+const (
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = time.Minute
+	calm       = 20 * time.Millisecond // after somebody touched rules: they may not be done
+)
+
+// Run repairs until ctx ends. look asks for a look at the runtime's sandboxes now; it may be nil.
+func (r *Repairs) Run(ctx context.Context, look <-chan struct{}) {
+	r.known, r.changed = map[string]*watched{}, make(chan string, 64)
+	list := time.NewTicker(orElse(r.List, 2*time.Second))
+	defer list.Stop()
+	defer func() {
+		for _, w := range r.known {
+			w.stop()
+		}
+	}()
+	var touched <-chan time.Time
+	for r.pass(ctx); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case id := <-r.changed:
+			if w := r.known[id]; w != nil {
+				w.due = time.Now()
+				touched = time.After(calm)
+			}
+			continue
+		case <-touched:
+			touched = nil
+			r.due(ctx)
+			continue
+		case <-list.C:
+		case _, ok := <-look:
+			if !ok {
+				look = nil
+				continue
+			}
+		}
+		r.pass(ctx)
+	}
+}
+
+// pass learns which sandboxes there are, and looks at those that are new or due.
+func (r *Repairs) pass(ctx context.Context) {
+	list, err := r.Sandboxes.Sandboxes(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		r.Metrics.listErrs.Inc()
+		r.Log.Warn("cannot list the pods' sandboxes; those known are looked after", "error", err)
+		r.due(ctx)
+		return
+	}
+	present := map[string]bool{}
+	for _, s := range list {
+		if slices.Contains(r.ExcludeNamespaces, s.Namespace) {
+			continue
+		}
+		if present[s.ID] = true; r.known[s.ID] == nil {
+			r.known[s.ID] = &watched{Sandbox: s, stop: r.listen(s)}
+		}
+	}
+	for id, w := range r.known {
+		if !present[id] {
+			w.stop()
+			delete(r.known, id)
+		}
+	}
+	r.Metrics.sandboxes.Set(float64(len(r.known)))
+	r.due(ctx)
+}
+
+func (r *Repairs) due(ctx context.Context) {
+	for _, w := range r.known {
+		if ctx.Err() == nil && !time.Now().Before(w.due) {
+			r.look(w)
+		}
+	}
+}
+
+// look verifies one pod's rules and puts them right.
+func (r *Repairs) look(w *watched) {
+	start := time.Now()
+	spec, err := redirect.Decode(w.Redirect)
+	var drift []string
+	if err != nil {
+		err = fmt.Errorf("annotation %s: %w", redirect.Annotation, err)
+	} else if err = isNamespace(w.NetNS); err == nil {
+		err = redirect.InNetNS(w.NetNS, func() (err error) {
+			drift, err = r.repair(spec)
+			return err
+		})
+	}
+	done := Repair{Sandbox: w.Sandbox, Reason: ReasonStart, Drift: drift, Took: time.Since(start), Err: err}
+	if w.right {
+		done.Reason = ReasonDrift
+	}
+	if err != nil {
+		r.failed(w, done)
+		return
+	}
+	w.right, w.wait, w.failed = true, 0, ""
+	w.due = time.Now().Add(orElse(r.Verify, 30*time.Second))
+	if len(drift) > 0 {
+		r.Metrics.repairs.WithLabelValues(done.Reason, "repaired").Inc()
+		r.Metrics.repairTime.Observe(done.Took.Seconds())
+		r.Told(done)
+	}
+}
+
+// repair runs inside the pod's network namespace.
+func (r *Repairs) repair(spec redirect.Spec) (drift []string, err error) {
+	drift, err = r.Backend.Verify(spec)
+	if err != nil {
+		return nil, fmt.Errorf("read the redirect rules: %w", err)
+	}
+	if len(drift) == 0 {
+		return nil, nil
+	}
+	if err := r.Backend.Apply(spec); err != nil {
+		return drift, fmt.Errorf("write the redirect rules: %w", err)
+	}
+	left, err := r.Backend.Verify(spec)
+	if err == nil && len(left) > 0 {
+		err = errors.New(strings.Join(left, "; "))
+	}
+	if err != nil {
+		return drift, fmt.Errorf("the redirect rules are not what was written: %w", err)
+	}
+	return drift, nil
+}
+
+func (r *Repairs) failed(w *watched, done Repair) {
+	first := w.wait == 0
+	w.wait = min(max(firstRetry, 2*w.wait), lastRetry)
+	w.due = time.Now().Add(w.wait)
+	if first && errors.Is(done.Err, fs.ErrNotExist) {
+		return // the pod has just ended; the runtime will say so
+	}
+	r.Metrics.repairs.WithLabelValues(done.Reason, "failed").Inc()
+	if text := done.Err.Error(); text != w.failed {
+		w.failed = text
+		r.Told(done)
+	}
+}
+
+// isNamespace explains a mistake of deployment that the kernel would only call an invalid argument.
+func isNamespace(path string) error {
+	const nsfs = 0x6e736673
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return &os.PathError{Op: "network namespace", Path: path, Err: err}
+	}
+	if s.Type != nsfs {
+		return fmt.Errorf("%s is no network namespace here: mount the host's directory of it with mountPropagation HostToContainer", path)
+	}
+	return nil
+}
+
+func orElse(d, otherwise time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return otherwise
+}
