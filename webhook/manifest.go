@@ -90,6 +90,9 @@ func ReadManifest(file string, text []byte) (*Manifest, error) {
 		if len(node.Content) > 0 {
 			doc.node = &node
 			doc.compact = compactLists(&node)
+			if key := repeated(&node); key != nil {
+				return nil, fmt.Errorf("%s:%d: the key %q is here a second time; is a line \"---\" missing before it?", file, key.Line+line-1, key.Value)
+			}
 			left := mostNodes
 			if err := expandAliases(&node, &left); err != nil {
 				return nil, fmt.Errorf("%s:%d: %w", file, line, err)
@@ -101,6 +104,23 @@ func ReadManifest(file string, text []byte) (*Manifest, error) {
 		line += bytes.Count(part, []byte("\n"))
 	}
 	return m, nil
+}
+
+// repeated finds a key that a mapping has twice, which YAML forbids and its decoders pass over when nodes are wanted.
+func repeated(n *yaml.Node) *yaml.Node {
+	seen := map[string]bool{}
+	for i, c := range n.Content {
+		if n.Kind == yaml.MappingNode && i%2 == 0 && c.Kind == yaml.ScalarNode && c.Tag != "!!merge" {
+			if seen[c.Value] {
+				return c
+			}
+			seen[c.Value] = true
+		}
+		if key := repeated(c); key != nil {
+			return key
+		}
+	}
+	return nil
 }
 
 // compactLists looks at the first list in block style.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -31,7 +32,7 @@ type checkedPod struct {
 
 // newCheckInject is `weft check-inject`: whether and why, by the code that the webhook runs.
 func newCheckInject() *cobra.Command {
-	var files []string
+	var files manifests
 	var output, namespace string
 	var nsLabels map[string]string
 	settings := injectFlags{}
@@ -39,28 +40,24 @@ func newCheckInject() *cobra.Command {
 		Use:   "check-inject -f FILE... [[KIND/]NAME...]",
 		Short: "Say which pods get a proxy, and why",
 		Long: `check-inject says for each pod and pod template in the files whether it would get a proxy, and which label, annotation or
-field decides. The labels of a namespace come from Namespace objects in the files, else from --namespace-label.`,
+field decides. The labels of a namespace come from Namespace objects in the files, else from --namespace-label.
+The exit status is 1 when the webhook would deny one of them.`,
 		Example: `  weft check-inject -f namespace.yaml -f app.yaml
   weft check-inject -f app.yaml --namespace-label istio-injection=enabled deployment/web`,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			if len(files) == 0 {
-				return errors.New("check-inject: no file: use -f FILE, or -f - for standard input")
+			all, err := readManifests(cmd, &files)
+			if err != nil {
+				return err
 			}
 			in, config, err := settings.injector()
 			if err != nil {
 				return err
 			}
 			namespaces := map[string]map[string]string{}
-			var manifests []*webhook.Manifest
-			for _, file := range files {
-				m, err := readManifest(cmd, file)
-				if err != nil {
-					return err
-				}
+			for _, m := range all {
 				for name, labels := range m.Namespaces {
 					namespaces[name] = labels
 				}
-				manifests = append(manifests, m)
 			}
 			labelsOf := func(ns string) map[string]string {
 				if l, ok := namespaces[ns]; ok {
@@ -69,7 +66,7 @@ field decides. The labels of a namespace come from Namespace objects in the file
 				return nsLabels
 			}
 			var rows []checkedPod
-			for _, m := range manifests {
+			for _, m := range all {
 				for _, w := range m.Workloads {
 					if !wanted(w, names) {
 						continue
@@ -81,11 +78,20 @@ field decides. The labels of a namespace come from Namespace objects in the file
 			if len(rows) == 0 && len(names) > 0 {
 				return fmt.Errorf("check-inject: no %s in the files", strings.Join(names, ", "))
 			}
-			return printChecks(cmd.OutOrStdout(), output, rows)
+			if len(rows) == 0 {
+				return errors.New("check-inject: the files hold no pods and no pod templates")
+			}
+			if err := printChecks(cmd.OutOrStdout(), output, rows); err != nil {
+				return err
+			}
+			if slices.ContainsFunc(rows, func(r checkedPod) bool { return r.Error != "" }) {
+				return exitStatus(1)
+			}
+			return nil
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVarP(&files, "filename", "f", nil, "file with Kubernetes objects, - for standard input; may be repeated")
+	files.register(cmd)
 	f.StringVarP(&namespace, "namespace", "n", "default", "namespace of objects that name none")
 	f.StringToStringVar(&nsLabels, "namespace-label", nil, "labels of namespaces that are not in the files, as KEY=VALUE; may be repeated")
 	f.StringVarP(&output, "output", "o", "table", "table, json or yaml")

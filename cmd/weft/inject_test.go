@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,6 +97,13 @@ func TestKubeInjectNamesFileAndLineOfWhatItCannotRead(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "line 8") {
 		t.Errorf("got %v", err)
 	}
+	path = file(t, "joined.yaml", service+deployment)
+	if _, _, err := weft(t, "", "kube-inject", "-f", path); err == nil || !strings.Contains(err.Error(), path+`:5: the key "apiVersion" is here a second time; is a line "---" missing before it?`) {
+		t.Errorf("two objects in one document: %v", err)
+	}
+	if _, _, err := weft(t, "", "check-inject", "-f", file(t, "service.yaml", service)); err == nil || !strings.Contains(err.Error(), "no pods and no pod templates") {
+		t.Errorf("a file without pods: %v", err)
+	}
 	if _, _, err := weft(t, "", "kube-inject"); err == nil || !strings.Contains(err.Error(), "-f") {
 		t.Errorf("no file: %v", err)
 	}
@@ -129,8 +137,9 @@ func TestCheckInjectSaysWhoGetsAProxyAndWhy(t *testing.T) {
 		strings.Replace(deployment, "{name: web}", "{name: other}", 1)+"---\n"+
 		strings.Replace(strings.Replace(deployment, "{name: web}", "{name: bad, namespace: shop}", 1), "labels:", "annotations: {sidecar.istio.io/logLevel: loud}, labels:", 1))
 	out, _, err := weft(t, "", "check-inject", "-f", files)
-	if err != nil {
-		t.Fatal(err)
+	var status exitStatus
+	if !errors.As(err, &status) || status != 1 {
+		t.Errorf("%v, want status 1 for a pod that would be denied", err)
 	}
 	for _, want := range []string{
 		"NAMESPACE", "deployment/web", "✔", "namespace label istio-injection=enabled",
@@ -147,6 +156,10 @@ func TestCheckInjectSaysWhoGetsAProxyAndWhy(t *testing.T) {
 	var rows []checkedPod
 	if err := json.Unmarshal([]byte(out), &rows); err != nil || len(rows) != 1 || !rows[0].Injected || rows[0].Reason != "NamespaceLabel" {
 		t.Errorf("%v: %s", err, out)
+	}
+	dir, _, err := weft(t, "", "check-inject", "-f", filepath.Dir(files), "deployment/web")
+	if err != nil || !strings.Contains(dir, "✔") {
+		t.Errorf("a directory: %v\n%s", err, dir)
 	}
 	if _, _, err := weft(t, "", "check-inject", "-f", files, "nobody"); err == nil {
 		t.Error("nobody was found")

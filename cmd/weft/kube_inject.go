@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,11 +17,11 @@ import (
 
 // newKubeInject is `weft kube-inject`: what the webhook would do, to a file.
 func newKubeInject() *cobra.Command {
-	var files []string
+	var files manifests
 	var output, namespace string
 	settings := injectFlags{}
 	cmd := &cobra.Command{
-		Use:   "kube-inject -f FILE",
+		Use:   "kube-inject -f FILE|DIRECTORY|-",
 		Short: "Add the proxy to the workloads in a file",
 		Long: `kube-inject prints the file with a proxy in every pod and pod template that does not opt out, by the code that the
 webhook runs. Comments and order stay; objects that hold no pods stay byte for byte.
@@ -31,19 +30,20 @@ Why something was not injected, and warnings, go to standard error.`,
   kubectl get deploy web -o yaml | weft kube-inject -f - | kubectl apply -f -`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if len(files) == 0 {
-				return errors.New("kube-inject: no file: use -f FILE, or -f - for standard input")
+			all, err := readManifests(cmd, &files)
+			if err != nil {
+				return err
 			}
 			in, config, err := settings.injector()
 			if err != nil {
 				return err
 			}
 			var out bytes.Buffer
-			for i, file := range files {
+			for i, m := range all {
 				if i > 0 && !bytes.HasSuffix(bytes.TrimSpace(out.Bytes()), []byte("---")) {
 					out.WriteString("---\n")
 				}
-				if err := kubeInject(cmd, in, config, file, namespace, &out); err != nil {
+				if err := kubeInject(cmd, in, config, m, namespace, &out); err != nil {
 					return err
 				}
 			}
@@ -55,18 +55,14 @@ Why something was not injected, and warnings, go to standard error.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVarP(&files, "filename", "f", nil, "file with Kubernetes objects, - for standard input; may be repeated")
+	files.register(cmd)
 	f.StringVarP(&output, "output", "o", "", "file to write instead of standard output")
 	f.StringVarP(&namespace, "namespace", "n", "default", "namespace of objects that name none")
 	settings.add(cmd)
 	return cmd
 }
 
-func kubeInject(cmd *cobra.Command, in *webhook.Injector, config *meshconfig.MeshConfig, file, namespace string, out io.Writer) error {
-	m, err := readManifest(cmd, file)
-	if err != nil {
-		return err
-	}
+func kubeInject(cmd *cobra.Command, in *webhook.Injector, config *meshconfig.MeshConfig, m *webhook.Manifest, namespace string, out io.Writer) error {
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
 	for _, w := range m.Workloads {
 		ns := cmp.Or(w.Namespace, namespace)
@@ -86,24 +82,47 @@ func kubeInject(cmd *cobra.Command, in *webhook.Injector, config *meshconfig.Mes
 			say("%s: warning: %s", w, line)
 		}
 	}
-	_, err = m.WriteTo(out)
+	_, err := m.WriteTo(out)
 	return err
 }
 
-func readManifest(cmd *cobra.Command, file string) (*webhook.Manifest, error) {
-	name := file
-	var text []byte
-	var err error
-	if file == "-" {
-		name = "standard input"
-		text, err = io.ReadAll(cmd.InOrStdin())
-	} else {
-		text, err = os.ReadFile(file)
+// readManifests reads every file that -f names.
+func readManifests(cmd *cobra.Command, files *manifests) ([]*webhook.Manifest, error) {
+	if len(files.paths) == 0 {
+		return nil, fmt.Errorf("%s: no file: use -f FILE, -f DIRECTORY, or -f - for standard input", cmd.Name())
 	}
-	if err != nil {
-		return nil, err
+	var out []*webhook.Manifest
+	add := func(name string, text []byte) error {
+		m, err := webhook.ReadManifest(name, text)
+		out = append(out, m)
+		return err
 	}
-	return webhook.ReadManifest(name, text)
+	for _, path := range files.paths {
+		if path == "-" {
+			text, err := io.ReadAll(cmd.InOrStdin())
+			if err != nil {
+				return nil, err
+			}
+			if err := add("standard input", text); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		names, err := files.filesOf(path)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				return nil, err
+			}
+			if err := add(name, text); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
 }
 
 // injectFlags are the options of an Injector as flags, under istioctl's names where it has them.

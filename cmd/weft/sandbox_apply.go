@@ -46,18 +46,9 @@ func (m *manifests) read(stdin io.Reader) ([]api.Document, error) {
 			add("-", data)
 			continue
 		}
-		if u, err := url.Parse(p); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
-			return nil, fmt.Errorf("-f %s: a sandbox does not download manifests; fetch it and give the file", p)
-		}
-		st, err := os.Stat(p)
+		files, err := m.filesOf(p)
 		if err != nil {
-			return nil, fmt.Errorf("-f %s: %w", p, errors.Unwrap(err))
-		}
-		files := []string{p}
-		if st.IsDir() {
-			if files, err = m.in(p); err != nil {
-				return nil, err
-			}
+			return nil, err
 		}
 		for _, f := range files {
 			data, err := os.ReadFile(f)
@@ -68,6 +59,21 @@ func (m *manifests) read(stdin io.Reader) ([]api.Document, error) {
 		}
 	}
 	return docs, nil
+}
+
+// filesOf is the file itself, or a directory's files in the order of their names.
+func (m *manifests) filesOf(path string) ([]string, error) {
+	if u, err := url.Parse(path); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
+		return nil, fmt.Errorf("-f %s: manifests are not downloaded; fetch it and give the file", path)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("-f %s: %w", path, errors.Unwrap(err))
+	}
+	if st.IsDir() {
+		return m.in(path)
+	}
+	return []string{path}, nil
 }
 
 func (m *manifests) in(dir string) ([]string, error) {

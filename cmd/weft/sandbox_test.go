@@ -518,7 +518,7 @@ func TestWhatAMachineLacksIsSaidClearly(t *testing.T) {
 		"long":     {append([]string{"--state-dir", "/tmp/" + strings.Repeat("x", 100), "up"}, c.plain...), "too long for a unix socket"},
 		"no such":  {[]string{"get", "pods"}, `"default" is not running; start it with "weft sandbox up"`},
 		"file":     {[]string{"apply", "-f", "/nowhere.yaml"}, "-f /nowhere.yaml: no such file or directory"},
-		"download": {[]string{"apply", "-f", "https://example.com/x.yaml"}, "does not download manifests"},
+		"download": {[]string{"apply", "-f", "https://example.com/x.yaml"}, "manifests are not downloaded"},
 		"type":     {[]string{"get", "widgets"}, `no resource type "widgets"`},
 		"typo":     {[]string{"get", "deploymnets"}, "did you mean deployments?"},
 		"verb":     {[]string{"upp"}, `"upp" is no verb of "weft sandbox": did you mean up?`},
