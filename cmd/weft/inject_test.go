@@ -98,7 +98,7 @@ func TestKubeInjectNamesFileAndLineOfWhatItCannotRead(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	path = file(t, "joined.yaml", service+deployment)
-	if _, _, err := weft(t, "", "kube-inject", "-f", path); err == nil || !strings.Contains(err.Error(), path+`:5: the key "apiVersion" is here a second time; is a line "---" missing before it?`) {
+	if _, _, err := weft(t, "", "kube-inject", "-f", path); err == nil || !strings.Contains(err.Error(), path+`:6: the key "apiVersion" is here a second time; is a line "---" missing before it?`) {
 		t.Errorf("two objects in one document: %v", err)
 	}
 	if _, _, err := weft(t, "", "check-inject", "-f", file(t, "service.yaml", service)); err == nil || !strings.Contains(err.Error(), "no pods and no pod templates") {
