@@ -78,6 +78,11 @@ func (d *delta) request(t envoy.Type, r *request) {
 		// A first request that answers something is a left-over of another server's stream: only its names count.
 		ty.asked, ty.first, ty.known = true, true, r.initial
 		ty.wildcard = wildcardType(t) && len(r.subscribe) == 0
+		if t == envoy.Endpoints && !d.types[envoy.Cluster].asked {
+			// Envoy asks for clusters first, unless one that it was sent on its last stream is still warming: it waits to be sent
+			// its endpoints, also those that Envoy knows. Until then Envoy neither asks for clusters nor confirms any.
+			ty.known = nil
+		}
 	} else if r.nonce != "" && ty.inflight != nil && r.nonce == ty.inflight.nonce {
 		d.answer(t, r)
 	}
@@ -269,7 +274,7 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 		case d.types[envoy.Endpoints].asked:
 			d.clusters = append(d.clusters, st)
 		case st.from != nil:
-			d.forceEndpoints(c.updated)
+			d.forceEndpoints(c.updated, want)
 		}
 	}
 	for _, st := range follow {
@@ -278,12 +283,11 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 		}
 		c := d.s.change(st, envoy.Cluster, false)
 		for _, e := range companions(c.updated, st.to) {
-			if ty.wants(e.Name) && lookup(want, t, e.Name) != nil {
-				ty.forced = add(ty.forced, e.Name)
-			}
+			ty.forced = add(ty.forced, e.Name)
 		}
 	}
 	d.lost(t, removed, want)
+	d.vanished(t, r, want)
 	verdicts := d.s.verdicts(t, r.lists)
 	if (ty.wildcard || ty.all) && len(ty.forced) == 0 && len(verdicts) == 0 {
 		var parts mem.BufferSlice
@@ -337,24 +341,40 @@ func (d *delta) reconnected(t envoy.Type, r *response, want []*envoy.Set) mem.Bu
 			ty.forced = add(ty.forced, e.Name)
 		}
 	}
+	d.vanished(t, r, want)
 	if len(list) > 0 {
 		sortByName(list)
 		r.lists = [][]*envoy.Resource{list}
 	}
 	d.pick(t, r, want, d.s.verdicts(t, r.lists))
 	if t == envoy.Cluster {
-		d.forceEndpoints(slices.Concat(r.lists...))
+		d.forceEndpoints(slices.Concat(r.lists...), want)
 	}
 	return segments(nil, slices.Concat(r.lists...))
 }
 
-// forceEndpoints makes the endpoints of these clusters follow.
-func (d *delta) forceEndpoints(clusters []*envoy.Resource) {
+// forceEndpoints makes the endpoints of these clusters follow, which come from sets.
+func (d *delta) forceEndpoints(clusters []*envoy.Resource, sets []*envoy.Set) {
 	ty := &d.types[envoy.Endpoints]
-	want := d.s.wanted(envoy.Endpoints)
 	for _, c := range clusters {
-		if lookup(want, envoy.Endpoints, c.Name) != nil {
+		if lookup(sets, envoy.Endpoints, c.Name) != nil {
 			ty.forced = add(ty.forced, c.Name)
+		}
+	}
+}
+
+// vanished says at once that what the proxy waits for has ceased to exist. Removals can wait for everything else to be
+// confirmed, but not this one: a cluster that waits for endpoints keeps Envoy from confirming any cluster.
+func (d *delta) vanished(t envoy.Type, r *response, want []*envoy.Set) {
+	ty := &d.types[t]
+	for name := range ty.forced {
+		if lookup(want, t, name) != nil {
+			continue
+		}
+		delete(ty.forced, name)
+		if ty.wants(name) && !slices.Contains(r.removed, name) {
+			delete(ty.gone, name)
+			r.removed = append(r.removed, name)
 		}
 	}
 }
@@ -413,7 +433,7 @@ func (d *delta) sendGroup(t envoy.Type) *frame {
 		return nil
 	}
 	if t == envoy.Cluster {
-		d.forceEndpoints(list)
+		d.forceEndpoints(list, ty.have)
 	}
 	r := &response{typ: t, previous: g.previous, lists: [][]*envoy.Resource{list}}
 	return d.frame(t, r, segments(nil, list))

@@ -412,3 +412,19 @@ func TestAResourceThatMovesBetweenScopesIsNotRemoved(t *testing.T) {
 	c.expect(envoy.Cluster, "b@2")
 	c.quiet()
 }
+
+// Envoy confirms no clusters while one of them waits for endpoints, so a server that waits for that before it says that there are none, waits for ever.
+func TestAChangedClusterWhoseEndpointsVanishedMeanwhileIsToldSo(t *testing.T) {
+	f := newFixture(t, nil, set("s", 1, service("a", "1")...))
+	c := f.connect(f.token(time.Hour))
+	c.start(f)
+	f.push(set("s", 2, res(envoy.Cluster, "a", "1"), res(envoy.Endpoints, "a", "2")))
+	endpoints := c.receive(envoy.Endpoints)
+	f.push(set("s", 3, res(envoy.Cluster, "a", "2"), res(envoy.Endpoints, "a", "2")))
+	clusters := c.receive(envoy.Cluster) // it waits for endpoints now
+	f.push(set("s", 4, res(envoy.Cluster, "a", "3")))
+	c.ack(endpoints)
+	c.expect(envoy.Endpoints, "-a")
+	c.ack(clusters)
+	c.expect(envoy.Cluster, "a@3")
+}

@@ -446,3 +446,23 @@ func TestDebugPagesShowTheProxyAndNoSecret(t *testing.T) {
 	page("/debug/")
 	page("/debug/rejectz")
 }
+
+func TestEnvoyWarmsAClusterWhoseEndpointsWereLostWithTheStream(t *testing.T) {
+	state := func(version uint64, ms int, text string) *envoy.Set {
+		return set("s", version, append(edsCluster(t, "backend", 9, ms), httpListener(t, "web", 8080, false), answers(t, "web", text))...)
+	}
+	f := newFixture(t, nil, state(1, 100, "one"))
+	p, _ := f.proxy(f.token(time.Hour))
+	p.Live()
+	eventually(t, func() bool { return get(8080) == "200 one" && f.connected()[0].describe().UpToDate })
+	// The changed cluster arrives without the endpoints that it needs again, and the stream breaks.
+	cut := state(2, 200, "one")
+	cut.Resources[envoy.Endpoints] = nil
+	f.push(cut)
+	p.Await("/stats?filter=warming_clusters", func(page string) bool { return strings.Contains(page, "warming_clusters: 1") })
+	close(f.connected()[0].login.watchdog.bark)
+	eventually(t, func() bool { return len(f.connected()) == 0 })
+	f.push(state(3, 200, "two"))
+	p.Await("/stats?filter=warming_clusters", func(page string) bool { return strings.Contains(page, "warming_clusters: 0") })
+	eventually(t, func() bool { return get(8080) == "200 two" && len(f.connected()) == 1 && f.connected()[0].describe().UpToDate })
+}

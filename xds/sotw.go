@@ -50,7 +50,8 @@ func (w *world) request(t envoy.Type, r *request) {
 		ty.wildcard = wildcardType(t) && len(names) == 0
 		ty.names = names
 		ty.again = true
-		if r.version != "" && r.version == versionOf(w.pick(t)) {
+		warming := t == envoy.Endpoints && !w.types[envoy.Cluster].asked // see delta.request
+		if !warming && r.version != "" && r.version == versionOf(w.pick(t)) {
 			// It connected again, and has just what it should have.
 			ty.again, ty.version, ty.have, ty.shown = false, strings.Clone(r.version), w.s.wanted(t), w.pick(t)
 			w.s.server.metrics.unchanged(t, len(ty.shown))
