@@ -252,3 +252,26 @@ func TestThePluginAsksTheAgent(t *testing.T) {
 		t.Errorf("ADD of a pod that nobody knows: %v", err)
 	}
 }
+
+func TestABinaryThatDoesNotWorkHereIsFoundBeforeAPodFindsIt(t *testing.T) {
+	kit.Root(t)
+	m := newMachine(t)
+	m.Binary = kit.Program(t, PluginType)
+	m.Plugin.CNIStateDir = filepath.Join(t.TempDir(), "cni")
+	if _, err := m.Install(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Try(t.Context()); err != nil {
+		t.Error(err)
+	}
+	m.Plugin.CNIStateDir = "/proc/nowhere"
+	if err := m.Try(t.Context()); err == nil || !strings.Contains(err.Error(), "stateDir") {
+		t.Errorf("%v, want what the plugin says", err)
+	}
+	if err := os.WriteFile(filepath.Join(m.BinDir, PluginType), []byte("\x7fELF of another machine"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Try(t.Context()); err == nil {
+		t.Error("a broken binary passes")
+	}
+}

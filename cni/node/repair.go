@@ -61,6 +61,7 @@ type Repairs struct {
 
 	known   map[string]*watched // by sandbox ID
 	changed chan string         // sandbox IDs whose rules somebody touched
+	listErr string              // logged already
 }
 
 // watched is a sandbox that has been looked at.
@@ -123,10 +124,14 @@ func (r *Repairs) pass(ctx context.Context) {
 	}
 	if err != nil {
 		r.Metrics.listErrs.Inc()
-		r.Log.Warn("cannot list the pods' sandboxes; those known are looked after", "error", err)
+		if r.listErr != err.Error() {
+			r.listErr = err.Error()
+			r.Log.Warn("cannot list the pods' sandboxes; those known are looked after", "error", err)
+		}
 		r.due(ctx)
 		return
 	}
+	r.listErr = ""
 	present := map[string]bool{}
 	for _, s := range list {
 		if slices.Contains(r.ExcludeNamespaces, s.Namespace) {
@@ -222,6 +227,9 @@ func (r *Repairs) failed(w *watched, done Repair) {
 
 // isNamespace explains a mistake of deployment that the kernel would only call an invalid argument.
 func isNamespace(path string) error {
+	if path == "" {
+		return errors.New("the container runtime's status of the sandbox names no network namespace")
+	}
 	const nsfs = 0x6e736673
 	var s unix.Statfs_t
 	if err := unix.Statfs(path, &s); err != nil {

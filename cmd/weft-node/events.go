@@ -1,0 +1,83 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/weft-mesh/weft/cni/node"
+)
+
+// Reasons of events, as `kubectl get events` shows them.
+const (
+	reasonRepaired     = "RedirectRepaired"     // pod: its rules were put right, live
+	reasonRepairFailed = "RedirectRepairFailed" // pod: its traffic goes around its sidecar
+	reasonChainBroken  = "MeshCNIBroken"        // node: new pods are made without the plugin
+	reasonChainReady   = "MeshCNIReady"         // node: the plugin is last in the chain
+)
+
+// teller writes events where users look, and the log.
+type teller struct {
+	node     string
+	recorder record.EventRecorder // nil without an API server
+	log      *slog.Logger
+}
+
+// newTeller sends events until stop is called.
+func newTeller(api corev1client.EventsGetter, nodeName string, log *slog.Logger) (t teller, stop func()) {
+	b := record.NewBroadcaster()
+	b.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: api.Events("")})
+	r := b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "weft-node", Host: nodeName})
+	return teller{node: nodeName, recorder: r, log: log}, b.Shutdown
+}
+
+func (t teller) event(about corev1.ObjectReference, kind, reason, message string) {
+	if t.recorder != nil {
+		t.recorder.Event(&about, kind, reason, message)
+	}
+}
+
+// repaired tells what was done for a pod.
+func (t teller) repaired(r node.Repair) {
+	about := corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: r.Namespace, Name: r.Name, UID: types.UID(r.UID)}
+	log := t.log.With("pod", r.Namespace+"/"+r.Name, "reason", r.Reason, "sandbox", r.ID)
+	if r.Err != nil {
+		log.Error("pod is not redirected", "error", r.Err)
+		t.event(about, corev1.EventTypeWarning, reasonRepairFailed, fmt.Sprintf("The pod's traffic does not go through its sidecar, and this could not be repaired: %v", r.Err))
+		return
+	}
+	log.Info("pod's redirect rules repaired", "took", r.Took, "drift", shortened(r.Drift))
+	why := "its network was made without weft-cni in the node's CNI chain"
+	if r.Reason == node.ReasonDrift {
+		why = "somebody had changed them (" + shortened(r.Drift) + ")"
+	}
+	t.event(about, corev1.EventTypeNormal, reasonRepaired, fmt.Sprintf("The pod's redirect rules were put right in %s, without a restart: %s", r.Took.Round(100*time.Microsecond), why))
+}
+
+// chain tells of a change of the chain's state.
+func (t teller) chain(file, problem string) {
+	about := corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: t.node, UID: types.UID(t.node)} // kubelet's own events name nodes so
+	if problem != "" {
+		t.log.Warn("the CNI chain is broken", "problem", problem)
+		t.event(about, corev1.EventTypeWarning, reasonChainBroken, "New pods of the mesh cannot be redirected when they start: "+problem)
+		return
+	}
+	t.log.Info("the CNI chain is complete", "file", file)
+	t.event(about, corev1.EventTypeNormal, reasonChainReady, "weft-cni is the last plugin of "+file)
+}
+
+// shortened keeps an event below its thousand characters.
+func shortened(list []string) string {
+	const most = 3
+	if len(list) > most {
+		return fmt.Sprintf("%s; and %d more", strings.Join(list[:most], "; "), len(list)-most)
+	}
+	return strings.Join(list, "; ")
+}

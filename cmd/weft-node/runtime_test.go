@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/weft-mesh/weft/redirect"
+)
+
+// pretender speaks CRI as containerd does, over a real socket, with the sandboxes that a test gives it.
+type pretender struct {
+	cri.UnimplementedRuntimeServiceServer
+	mu     sync.Mutex
+	list   []*cri.PodSandbox
+	status map[string]*cri.PodSandboxStatusResponse
+	asked  int // for a status
+}
+
+func newPretender(t *testing.T) (p *pretender, socket string) {
+	t.Helper()
+	p = &pretender{status: map[string]*cri.PodSandboxStatusResponse{}}
+	socket = filepath.Join(t.TempDir(), "cri.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	cri.RegisterRuntimeServiceServer(s, p)
+	go s.Serve(l)
+	t.Cleanup(s.Stop)
+	return p, socket
+}
+
+// add makes a sandbox with this network namespace; "" is the node's own.
+func (p *pretender) add(id, netns string, state cri.PodSandboxState, annotations map[string]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.list = append(p.list, &cri.PodSandbox{Id: id, State: state, Annotations: annotations, Metadata: &cri.PodSandboxMetadata{Namespace: "shop", Name: "pod-" + id, Uid: "uid-" + id}})
+	r := &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: id, Linux: &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{Options: &cri.NamespaceOption{}}}}}
+	// An excerpt of containerd's answer.
+	r.Info = map[string]string{"info": fmt.Sprintf(`{"pid":4711,"processStatus":"running","runtimeSpec":{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"pid"},{"type":"network","path":%q}]}}}`, netns)}
+	if netns == "" {
+		r.Status.Linux.Namespaces.Options.Network = cri.NamespaceMode_NODE
+		r.Info = map[string]string{"info": `{"pid":4711,"runtimeSpec":{"linux":{"namespaces":[{"type":"pid"}]}}}`}
+	}
+	p.status[id] = r
+}
+
+func (p *pretender) ListPodSandbox(_ context.Context, q *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out cri.ListPodSandboxResponse
+	for _, s := range p.list {
+		if q.Filter.GetState() == nil || q.Filter.State.State == s.State {
+			out.Items = append(out.Items, s)
+		}
+	}
+	return &out, nil
+}
+
+func (p *pretender) PodSandboxStatus(_ context.Context, q *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	r, ok := p.status[q.PodSandboxId]
+	if !ok || !q.Verbose {
+		return nil, status.Error(codes.NotFound, "no such sandbox")
+	}
+	return r, nil
+}
+
+func TestOnlyReadySandboxesOfInjectedPodsWithTheirOwnNetworkAreLookedAfter(t *testing.T) {
+	p, socket := newPretender(t)
+	injected := map[string]string{redirect.Annotation: "spec"}
+	p.add("cart", "/run/netns/cni-1", cri.PodSandboxState_SANDBOX_READY, injected)
+	p.add("plain", "/run/netns/cni-2", cri.PodSandboxState_SANDBOX_READY, nil)
+	p.add("host", "", cri.PodSandboxState_SANDBOX_READY, injected)
+	p.add("ended", "/run/netns/cni-3", cri.PodSandboxState_SANDBOX_NOTREADY, injected)
+	p.add("gone", "/run/netns/cni-4", cri.PodSandboxState_SANDBOX_READY, injected)
+	delete(p.status, "gone")
+	r := &containerRuntime{endpoint: socket}
+	defer r.Close()
+	for range 3 {
+		list, err := r.Sandboxes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list) != 1 || list[0].NetNS != "/run/netns/cni-1" || list[0].Name != "pod-cart" || list[0].UID != "uid-cart" || list[0].Redirect != "spec" {
+			t.Fatalf("%+v", list)
+		}
+	}
+	if want := 2 + 3; p.asked != want { // cart and host once, gone each time
+		t.Errorf("%d questions for a status, want %d", p.asked, want)
+	}
+}
+
+func TestARuntimeThatIsNotThereYetIsAnErrorAndNoMore(t *testing.T) {
+	r := &containerRuntime{endpoint: filepath.Join(t.TempDir(), "none.sock")}
+	defer r.Close()
+	if _, err := r.Sandboxes(t.Context()); err == nil {
+		t.Error("no error")
+	}
+}
