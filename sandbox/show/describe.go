@@ -387,7 +387,7 @@ func (d *description) events(events []*corev1.Event) {
 		d.line(0, "Events", "<none>")
 		return
 	}
-	sort.SliceStable(events, func(i, j int) bool { return events[i].LastTimestamp.Before(&events[j].LastTimestamp) })
+	sort.SliceStable(events, func(i, j int) bool { return earlier(events[i], events[j]) })
 	d.section("Events")
 	rows := [][5]string{{"Type", "Reason", "Age", "From", "Message"}, {"----", "------", "----", "----", "-------"}}
 	for _, e := range events {

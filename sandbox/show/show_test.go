@@ -209,6 +209,21 @@ func TestOutputFormats(t *testing.T) {
 	}
 }
 
+func TestEventsOfOneSecondComeInTheirOrder(t *testing.T) {
+	event := func(reason, version string, age time.Duration) store.Object {
+		return &corev1.Event{ObjectMeta: metav1.ObjectMeta{ResourceVersion: version}, Reason: reason, LastTimestamp: ago(age)}
+	}
+	events := []store.Object{event("Started", "11", 0), event("Scheduled", "9", 0), event("Created", "10", 0), event("Killing", "3", time.Minute)}
+	SortEvents(events)
+	var got []string
+	for _, e := range events {
+		got = append(got, e.(*corev1.Event).Reason)
+	}
+	if want := "Killing Scheduled Created Started"; strings.Join(got, " ") != want {
+		t.Errorf("%v, want %s", got, want)
+	}
+}
+
 func TestSorting(t *testing.T) {
 	pod := func(name, weight string) store.Object {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}}

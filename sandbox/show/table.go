@@ -487,6 +487,16 @@ func SortEvents(objects []store.Object) {
 	sort.SliceStable(objects, func(i, j int) bool {
 		a, okA := objects[i].(*corev1.Event)
 		b, okB := objects[j].(*corev1.Event)
-		return okA && okB && a.LastTimestamp.Before(&b.LastTimestamp)
+		return okA && okB && earlier(a, b)
 	})
+}
+
+// earlier orders events by their time, which counts whole seconds, and within one by when they were stored.
+func earlier(a, b *corev1.Event) bool {
+	if !a.LastTimestamp.Equal(&b.LastTimestamp) {
+		return a.LastTimestamp.Before(&b.LastTimestamp)
+	}
+	x, errX := strconv.ParseUint(a.ResourceVersion, 10, 64)
+	y, errY := strconv.ParseUint(b.ResourceVersion, 10, 64)
+	return errX == nil && errY == nil && x < y
 }
