@@ -131,6 +131,9 @@ func (a *agent) installed(ctx context.Context, r node.Report, err error) {
 	if ctx.Err() != nil {
 		return
 	}
+	if r.Soon && a.known {
+		return // Keep looks again in a moment
+	}
 	a.metrics.Installed(r, err)
 	if len(r.Changed) > 0 {
 		a.log.Info("wrote to the node", "changed", strings.Join(r.Changed, ","), "file", r.File)

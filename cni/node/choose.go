@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 )
@@ -19,6 +20,7 @@ type file struct {
 	text []byte
 	list []byte // text, or the list that a single plugin's configuration stands for
 	err  error  // why a runtime cannot use it
+	age  time.Duration
 
 	// after are plugins from files in a directory called like the network, which a runtime that reads CNI 1.1 puts after the list's own.
 	after []string
@@ -44,6 +46,9 @@ func scan(dir string) ([]file, error) {
 			f.err = err
 		} else {
 			f.parse(dir)
+		}
+		if info, err := os.Stat(path); err == nil {
+			f.age = time.Since(info.ModTime())
 		}
 		out = append(out, f)
 	}
@@ -140,6 +145,17 @@ func choose(files []file, ignore func(name string) bool) (c chosen) {
 		}
 	}
 	return c
+}
+
+// unfinished names a file that is not valid and was changed just now: somebody is writing it, and it may become the network. Until then no other is touched.
+func (c chosen) unfinished() string {
+	const fresh = 300 * time.Millisecond
+	for _, f := range c.skipped {
+		if f.age >= 0 && f.age < fresh {
+			return f.name
+		}
+	}
+	return ""
 }
 
 // notes are for people: nothing that we could put right.

@@ -65,6 +65,8 @@ type Report struct {
 	Problem string   // why pods' networks are made without the plugin, or may be; "" when the chain is complete
 	Changed []string // what Install had to do: "binary", "entry", "list", "converted", "undone"
 	Notes   []string // what a person should know and we leave alone
+
+	Soon bool // somebody is writing the first configuration: what is reported lasts for a moment only
 }
 
 // Start is called once when an agent starts: an agent that runs is meant to install, whatever was uninstalled before.
@@ -152,6 +154,10 @@ func (n *Installation) chain(j *journal, r *Report) error {
 	}
 	// A list of our own that an earlier configuration of the agent made is not the network's.
 	c := choose(files, func(name string) bool { return j.find(doOwn, name) != nil })
+	if name := c.unfinished(); name != "" {
+		r.Problem, r.Soon = name+" is being written", true
+		return nil
+	}
 	if c.network == nil {
 		return n.leave(j, r, doOwn)
 	}
@@ -319,6 +325,10 @@ func (n *Installation) ownList(j *journal, r *Report) error {
 	}
 	c := choose(files, func(name string) bool { return name == n.OwnList || j.find(doOwn, name) != nil })
 	s := step{Do: doOwn, Name: n.OwnList}
+	if name := c.unfinished(); name != "" {
+		r.Problem, r.Soon = name+" is being written", true
+		return nil
+	}
 	if c.network == nil {
 		// The copy of a network that is gone must not make the node look ready.
 		if old := j.find(doOwn, n.OwnList); old != nil {

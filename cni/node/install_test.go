@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -50,6 +51,14 @@ func (m machine) write(name, text string) {
 		m.t.Fatal(err)
 	}
 	if err := os.Rename(path+".new", path); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// old makes a file look as if nobody were writing it.
+func (m machine) old(name string) {
+	m.t.Helper()
+	if err := os.Chtimes(m.conf(name), time.Time{}, time.Now().Add(-time.Hour)); err != nil {
 		m.t.Fatal(err)
 	}
 }
@@ -129,6 +138,7 @@ func TestInstallAddsAnEntryAndUninstallLeavesEveryByteAsItWas(t *testing.T) {
 				m.OwnList = own
 				for name, text := range before {
 					m.write(name, text)
+					m.old(name)
 				}
 				r, err := m.Install()
 				if err != nil || r.Problem != "" {
@@ -226,6 +236,7 @@ func TestWhatCannotBeChainedIsSaidAndLeftAlone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
 			m.write(c.file, c.text)
+			m.old(c.file)
 			r, err := m.Install()
 			if !strings.Contains(r.Problem, c.want) {
 				t.Errorf("problem %q (%v), want %q in it", r.Problem, err, c.want)
@@ -427,5 +438,19 @@ func TestPluginsThatADirectoryAddsAreNoted(t *testing.T) {
 	m.write("cbr0/10-tuning.conf", `{"type":"tuning"}`)
 	if r := m.install("10-flannel.conflist"); len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "tuning") {
 		t.Errorf("notes %q", r.Notes)
+	}
+}
+
+func TestNoOtherNetworkIsTouchedWhileTheFirstIsBeingWritten(t *testing.T) {
+	m := newMachine(t)
+	m.write("87-podman.conflist", flannel)
+	m.write("10-calico.conflist", calico[:40])
+	if r, err := m.Install(); err != nil || !strings.Contains(r.Problem, "being written") || m.read("87-podman.conflist") != flannel {
+		t.Errorf("%+v %v %s", r, err, m.read("87-podman.conflist"))
+	}
+	m.write("10-calico.conflist", calico)
+	m.install("10-calico.conflist")
+	if m.read("87-podman.conflist") != flannel {
+		t.Error("the other network was touched")
 	}
 }

@@ -29,8 +29,13 @@ func (n *Installation) Keep(ctx context.Context, told func(Report, error)) error
 		}
 		r, err := n.Install()
 		told(r, err)
-		if again.Reset(resync); err != nil {
+		switch {
+		case r.Soon:
+			again.Reset(50 * time.Millisecond)
+		case err != nil:
 			again.Reset(time.Second)
+		default:
+			again.Reset(resync)
 		}
 	}
 }

@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 )
 
-// Quiet is how long nothing must have happened before a change is acted upon, and Latest how long it may be put off. A network plugin that
-// writes its file in several steps is given the first, one that writes all the time gets the second.
+// Quiet is how long nothing must have happened before a change is acted upon, and Latest how long it may be put off: a network plugin that writes its file in several
+// steps is given the first, one that writes all the time gets the second. A file that appears is acted upon at once, because it is usually complete (renamed
+// into its place) and each pod that is made until then has to be repaired.
 const (
 	Quiet  = 10 * time.Millisecond
 	Latest = 100 * time.Millisecond
@@ -57,11 +59,17 @@ func (f *follower) run(ctx context.Context, changed chan<- struct{}) {
 				return
 			}
 			quiet = time.After(Quiet) // events were lost: anything may have changed
-		case _, ok := <-f.w.Events:
+		case e, ok := <-f.w.Events:
 			if !ok {
 				return
 			}
+			if strings.HasPrefix(filepath.Base(e.Name), temporaryPrefix) {
+				continue // our own
+			}
 			f.attach()
+			if e.Has(fsnotify.Create) {
+				notify(changed)
+			}
 			quiet = time.After(Quiet)
 			if latest == nil {
 				latest = time.After(Latest)
