@@ -26,6 +26,8 @@ import (
 type KeyOptions struct {
 	CAFile    string // PEM; empty means the system's roots
 	TokenFile string // sent as bearer token, read anew for each request; empty means none
+
+	Client *http.Client // instead of these, one that knows how to ask; nil for none
 }
 
 // OpenKeys reads a JSON Web Key Set from a file, which it follows, or from an
@@ -140,6 +142,9 @@ type urlKeys struct {
 func openURL(location string, o KeyOptions) (*urlKeys, error) {
 	if _, err := url.Parse(location); err != nil {
 		return nil, err
+	}
+	if o.Client != nil {
+		return &urlKeys{url: location, client: o.Client}, nil
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	if o.CAFile != "" {

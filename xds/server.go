@@ -223,7 +223,7 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 	if err := login.claim(first.node); err != nil {
 		return err
 	}
-	ses := &session{server: s, stream: stream, login: *login, node: first.node, delta: delta, opened: time.Now()}
+	ses := &session{server: s, stream: stream, login: *login, node: first.node, delta: delta, leave: make(chan struct{}), opened: time.Now()}
 	if ses.publication, err = s.await(ctx, login, first.node, &ses.proxy); err != nil {
 		s.log.Info("a stream was refused", "proxy", login.name(), "peer", login.peer, "error", err)
 		return err

@@ -26,6 +26,7 @@ type session struct {
 	opened time.Time
 	node   *node
 	delta  bool
+	leave  chan struct{} // closed when the proxy shall connect elsewhere
 
 	mu          sync.Mutex // guards what follows; never held while writing
 	proxy       envoy.Proxy
@@ -118,6 +119,8 @@ func (s *session) run(ctx context.Context, first *request) error {
 				return nil
 			}
 			return err
+		case <-s.leave:
+			return errStopping
 		case <-s.server.stopping:
 			return errStopping
 		case <-ctx.Done():

@@ -8,27 +8,30 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-mesh/weft/envoy"
 	"github.com/weft-mesh/weft/mesh"
-	"github.com/weft-mesh/weft/mesh/files"
 	"github.com/weft-mesh/weft/xds"
 )
 
 // feed carries what the user wrote to the discovery server:
-// files -> store -> snapshot -> world -> publication.
+// source -> store -> snapshot -> world -> publication.
 type feed struct {
-	paths  []string
+	source source
 	store  *mesh.Store
 	server *xds.Server
 	log    *slog.Logger
 
-	changed  time.Time       // when the first change came that was not published yet
-	loaded   chan struct{}   // closed when the files were read once
-	said     map[string]bool // complaints about files that are in the log already
+	changed  atomic.Pointer[time.Time] // when the first change came that was not published yet
+	loaded   chan struct{}             // closed when everything was read once
 	latest   atomic.Pointer[view]
 	triggers *prometheus.CounterVec
 }
+
+// source keeps a store as the user wants the mesh, until ctx ends. It calls changing before it changes the
+// store, and loaded once, when everything is in the store that was there at the start.
+type source func(ctx context.Context, store *mesh.Store, changing, loaded func()) error
 
 // view is one published state of the mesh. It is the server's Mesh.
 type view struct {
@@ -40,70 +43,38 @@ func (v view) Workload(namespace, name string) *mesh.Workload {
 	return v.snapshot.Workload(namespace, name)
 }
 
-// run follows the files until ctx ends. Nothing is published before all of them
-// were read once: a proxy that is told half of the mesh would drop the other half.
+// run follows the source until ctx ends. Nothing is published before all of it
+// was read once: a proxy that is told half of the mesh would drop the other half.
 func (f *feed) run(ctx context.Context) error {
-	changes, err := files.Watch(ctx, f.paths...)
-	if err != nil {
-		return fmt.Errorf("--config: %w", err)
-	}
-	select {
-	case c := <-changes:
-		f.apply(c)
-		close(f.loaded)
-	case <-ctx.Done():
-		return nil
-	}
-	updates := f.store.Updates(ctx)
-	for {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return f.source(ctx, f.store, f.changing, func() { close(f.loaded) })
+	})
+	group.Go(func() error {
 		select {
+		case <-f.loaded:
 		case <-ctx.Done():
 			return nil
-		case c, ok := <-changes:
-			if !ok {
-				changes = nil
-				continue
-			}
-			f.apply(c)
-		case u, ok := <-updates:
-			if !ok {
-				return nil
-			}
+		}
+		for u := range f.store.Updates(ctx) {
 			f.publish(u)
 		}
-	}
+		return nil
+	})
+	return group.Wait()
 }
 
-func (f *feed) apply(c files.Change) {
-	if f.changed.IsZero() {
-		f.changed = time.Now()
-	}
-	said := make(map[string]bool)
-	for _, err := range c.Errors {
-		said[err.Error()] = true
-		if !f.said[err.Error()] {
-			f.log.Error("configuration not used; what it replaces stays in force", "error", err)
-		}
-	}
-	for _, w := range c.Warnings {
-		text := fmt.Sprint(w)
-		said[text] = true
-		if !f.said[text] {
-			f.log.Warn("configuration", "warning", text)
-		}
-	}
-	f.said = said
-	if err := f.store.Update(c.Apply, c.Delete); err != nil {
-		f.log.Error("configuration not used; what it replaces stays in force", "error", err)
-	}
+// changing notes when the oldest change was made that is not published yet.
+func (f *feed) changing() {
+	now := time.Now()
+	f.changed.CompareAndSwap(nil, &now)
 }
 
 func (f *feed) publish(u mesh.Update) {
-	since := f.changed
-	if since.IsZero() {
-		since = time.Now()
+	since := time.Now()
+	if first := f.changed.Swap(nil); first != nil {
+		since = *first
 	}
-	f.changed = time.Time{}
 	for kind := range kinds(u.Changes) {
 		f.triggers.WithLabelValues(kind).Inc()
 	}

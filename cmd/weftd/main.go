@@ -17,15 +17,21 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	if err := newCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weftd: "+err.Error())
 		os.Exit(1)
 	}
 }
 
+// drainInCluster leaves a third of Kubernetes' default grace period for the rest.
+const drainInCluster = 20 * time.Second
+
 // options are the flags of weftd.
 type options struct {
-	config []string
+	config     []string
+	kube       bool
+	kubeconfig string
 
 	caDir         string
 	trustDomain   string
@@ -40,6 +46,7 @@ type options struct {
 
 	xdsAddress        string
 	plaintextAddress  string
+	drain             time.Duration
 	webhookAddress    string
 	monitoringAddress string
 	servingNames      []string
@@ -56,7 +63,7 @@ type options struct {
 func newCommand() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:   "weftd --config PATH --ca-dir DIR --jwks FILE-OR-URL --token-issuer ISSUER",
+		Use:   "weftd --kube | --config PATH --ca-dir DIR --jwks FILE-OR-URL --token-issuer ISSUER",
 		Short: "The control plane of weft: injects sidecars, configures them, and signs their certificates",
 		Long: `weftd serves, until it gets SIGTERM or SIGINT:
 
@@ -65,10 +72,16 @@ func newCommand() *cobra.Command {
   admission webhook   --webhook-address        /inject
   monitoring          --monitoring-address     /metrics, /ready; /debug/ on loopback or with a token of the root namespace
 
-It reads Kubernetes and Istio objects from files, follows changes, and keeps its
+In a cluster (--kube) it reads and follows Kubernetes and Istio objects, keeps its
+certificate authority in the Secret istio-ca-secret of the root namespace, or uses the one
+in the Secret cacerts, and checks tokens with the API server's keys. Any number of replicas serve;
+one of them writes the mesh's root into ConfigMap istio-ca-root-cert of every namespace and into
+the webhook configurations of its revision.
+
+Without a cluster it reads objects from files, follows changes, and keeps its
 certificate authority in --ca-dir. A CA of your own (ca-cert.pem, ca-key.pem,
 root-cert.pem, cert-chain.pem, as in Istio's Secret cacerts) is used when it is
-there, and replaced without a restart when the files change.`,
+there, and replaced without a restart when the files or the Secret change.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -77,13 +90,18 @@ there, and replaced without a restart when the files change.`,
 			if err != nil {
 				return err
 			}
+			if o.kube && !cmd.Flags().Changed("drain") {
+				o.drain = drainInCluster
+			}
 			return run(cmd.Context(), o, log)
 		},
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringArrayVar(&o.config, "config", nil, "YAML or JSON `PATH`, file or directory, with the cluster's objects; watched; repeatable")
-	f.StringVar(&o.caDir, "ca-dir", "", "`DIR` of the certificate authority; a self-signed one is made there when it is empty")
+	f.BoolVar(&o.kube, "kube", false, "read the mesh from the API server of the cluster that this runs in, or of --kubeconfig")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the API server; needs --kube (default: the pod's service account)")
+	f.StringVar(&o.caDir, "ca-dir", "", "`DIR` of the certificate authority; a self-signed one is made there when it is empty (with --kube the default is a Secret)")
 	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "authority part of SPIFFE identities")
 	f.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "DNS suffix of services")
 	f.DurationVar(&o.svidTTL, "svid-ttl", 24*time.Hour, "life of workload certificates; they are renewed at half of it")
@@ -97,6 +115,7 @@ there, and replaced without a restart when the files change.`,
 	f.StringVar(&o.xdsAddress, "xds-address", ":15012", "`ADDRESS` of xDS over TLS")
 	f.StringVar(&o.plaintextAddress, "plaintext-xds-address", "127.0.0.1:15010", "`ADDRESS` of xDS without TLS; empty for none")
 	f.StringVar(&o.webhookAddress, "webhook-address", ":15017", "`ADDRESS` of the admission webhook")
+	f.DurationVar(&o.drain, "drain", 0, "after SIGTERM, how long proxies are given to move to other replicas; at most the pod's grace period (default 20s with --kube)")
 	f.StringVar(&o.monitoringAddress, "monitoring-address", ":15014", "`ADDRESS` of metrics, readiness and debug pages")
 	f.StringSliceVar(&o.servingNames, "serving-name", nil, "further DNS `NAME` or IP address for the serving certificates; repeatable")
 

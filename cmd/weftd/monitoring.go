@@ -17,6 +17,7 @@ type monitoring struct {
 	server        *xds.Server
 	registry      *prometheus.Registry
 	feed          *feed
+	stopping      <-chan struct{} // closed when this replica wants no new proxies
 	rootNamespace string
 }
 
@@ -25,6 +26,12 @@ func (m monitoring) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-m.stopping:
+			http.Error(w, "this replica is stopping", http.StatusServiceUnavailable)
+			return
+		default:
+		}
 		if !m.server.Ready() {
 			http.Error(w, "the configuration is not loaded yet", http.StatusServiceUnavailable)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-mesh/weft/cmd/weftd/cluster"
 	"github.com/weft-mesh/weft/identity"
 	"github.com/weft-mesh/weft/mesh"
 	"github.com/weft-mesh/weft/webhook"
@@ -36,16 +37,27 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	defer ports.close()
 
-	group, ctx := errgroup.WithContext(ctx)
-	authority, err := identity.Open(ctx, identity.Dir(o.caDir), o.trustDomain)
-	if err != nil {
-		return fmt.Errorf("certificate authority: %w", err)
-	}
-	verifier, err := o.verifier(ctx, log)
+	api, err := o.connect(log)
 	if err != nil {
 		return err
 	}
-	meshOptions := mesh.Options{RootNamespace: o.rootNamespace, ClusterDomain: o.clusterDomain, TrustDomain: o.trustDomain}
+	// asked ends when somebody asks this process to stop; ctx when it has handed over its proxies.
+	asked := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	if o.drain <= 0 {
+		defer context.AfterFunc(asked, cancel)()
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	authority, err := identity.Open(asked, o.authorityStore(api, log), o.trustDomain)
+	if err != nil {
+		return fmt.Errorf("certificate authority: %w", err)
+	}
+	verifier, err := o.verifier(asked, api, log)
+	if err != nil {
+		return err
+	}
+	meshOptions := mesh.Options{RootNamespace: o.rootNamespace, MeshConfigMap: o.meshConfigMap(), ClusterDomain: o.clusterDomain, TrustDomain: o.trustDomain}
 	if err := meshOptions.FromEnvironment(os.Getenv); err != nil {
 		return err
 	}
@@ -65,13 +77,13 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("injection: %w", err)
 	}
-	feed := &feed{paths: o.config, store: store, server: discovery, log: log, loaded: make(chan struct{})}
+	feed := &feed{source: o.source(api, log), store: store, server: discovery, log: log, loaded: make(chan struct{})}
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(discovery.Collectors()...)
 	registry.MustRegister(injector.Collectors()...)
 	registry.MustRegister(feed.collectors()...)
-	monitoring := monitoring{server: discovery, registry: registry, feed: feed, rootNamespace: o.rootNamespace}
+	monitoring := monitoring{server: discovery, registry: registry, feed: feed, stopping: asked.Done(), rootNamespace: o.rootNamespace}
 
 	serving := &tls.Config{
 		GetCertificate: identity.NewServing(authority, o.names()...).Certificate,
@@ -94,6 +106,22 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return serveHTTP(ctx, tls.NewListener(ports.webhook, webTLS(serving)), injector)
 	})
 	group.Go(func() error { return serveHTTP(ctx, ports.monitoring, monitoring.handler()) })
+	if api != nil {
+		group.Go(func() error { return o.lead(during(ctx, asked), api, authority, log) })
+	}
+	if o.drain > 0 {
+		group.Go(func() error {
+			select {
+			case <-asked.Done():
+			case <-ctx.Done():
+				return nil
+			}
+			log.Info("proxies are asked to move to other replicas", "within", o.drain)
+			discovery.Drain(ctx, o.drain)
+			cancel()
+			return nil
+		})
+	}
 	log.Info("weftd serves", "xds", ports.xds.Addr(), "webhook", ports.webhook.Addr(), "monitoring", ports.monitoring.Addr(),
 		"trustDomain", o.trustDomain, "after", time.Since(began).Round(time.Millisecond))
 	err = group.Wait()
@@ -106,16 +134,22 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 
 func (o *options) validate() error {
 	switch {
-	case len(o.config) == 0:
-		return errors.New("--config is missing: name a file or directory with the cluster's objects")
-	case o.caDir == "":
+	case len(o.config) == 0 && !o.kube:
+		return errors.New("neither --kube nor --config is given: read the mesh from a cluster, or name a file or directory with its objects")
+	case len(o.config) > 0 && o.kube:
+		return errors.New("--kube and --config exclude each other: the mesh has one source")
+	case o.kubeconfig != "" && !o.kube:
+		return errors.New("--kubeconfig needs --kube")
+	case o.caDir == "" && !o.kube:
 		return errors.New("--ca-dir is missing: name the directory of the certificate authority")
-	case o.jwks == "":
+	case o.jwks == "" && !o.kube:
 		return errors.New("--jwks is missing: name the file or URL of the token issuer's public keys (in a cluster: https://kubernetes.default.svc/openid/v1/jwks)")
-	case o.tokenIssuer == "":
+	case o.tokenIssuer == "" && !o.kube:
 		return errors.New("--token-issuer is missing: name the issuer of service account tokens (in a cluster: kubectl get --raw /.well-known/openid-configuration)")
 	case o.tokenAudience == "":
 		return errors.New("--token-audience must not be empty: any token of the cluster would do then")
+	case o.drain < 0:
+		return fmt.Errorf("--drain %s: want a duration, or 0 to stop at once", o.drain)
 	case o.svidTTL < time.Second:
 		return fmt.Errorf("--svid-ttl %s: want at least 1s", o.svidTTL)
 	}
@@ -130,12 +164,28 @@ func (o *options) validate() error {
 	return nil
 }
 
-func (o *options) verifier(ctx context.Context, log *slog.Logger) (*identity.Verifier, error) {
-	keys, err := identity.OpenKeys(ctx, o.jwks, identity.KeyOptions{CAFile: o.jwksCA, TokenFile: o.jwksToken}, log)
-	if err != nil {
-		return nil, fmt.Errorf("--jwks: %w", err)
+// verifier checks tokens with the keys of --jwks, or of the API server.
+func (o *options) verifier(ctx context.Context, api *cluster.Cluster, log *slog.Logger) (*identity.Verifier, error) {
+	v := &identity.Verifier{Issuer: o.tokenIssuer, Audience: o.tokenAudience}
+	var err error
+	if o.jwks != "" {
+		if v.Keys, err = identity.OpenKeys(ctx, o.jwks, identity.KeyOptions{CAFile: o.jwksCA, TokenFile: o.jwksToken}, log); err != nil {
+			return nil, fmt.Errorf("--jwks: %w", err)
+		}
+	} else if v.Keys, err = api.Keys(ctx, log); err != nil {
+		return nil, err
 	}
-	return &identity.Verifier{Keys: keys, Issuer: o.tokenIssuer, Audience: o.tokenAudience}, nil
+	if v.Issuer == "" {
+		v.Issuer, err = api.Issuer(ctx, log)
+	}
+	return v, err
+}
+
+// during ends with either of two contexts.
+func during(a, b context.Context) context.Context {
+	ctx, cancel := context.WithCancel(a)
+	context.AfterFunc(b, cancel)
+	return ctx
 }
 
 // names are those that proxies and the API server call this control plane by.

@@ -361,7 +361,7 @@ func TestBadFlagsAndTakenPortsSayWhatToDo(t *testing.T) {
 		args []string
 		says string
 	}{
-		{"no flags", []string{}, "--config is missing"},
+		{"no flags", []string{}, "neither --kube nor --config"},
 		{"a path that does not exist", append(good[2:], "--config", dir+"/none"), "no such file"},
 		{"no ca-dir", []string{"--config", dir}, "--ca-dir is missing"},
 		{"no jwks", []string{"--config", dir, "--ca-dir", dir}, "--jwks is missing"},

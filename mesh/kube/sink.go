@@ -2,7 +2,6 @@ package kube
 
 import (
 	"fmt"
-	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -202,7 +201,7 @@ func (s *Source) give(c change) {
 	if len(c.apply)+len(c.remove) == 0 {
 		return
 	}
-	s.updated = time.Now()
+	s.config.Changing()
 	if err := s.config.Store.Update(c.apply, c.remove); err != nil {
 		s.log.Error("configuration not used; what it replaces stays in force", "error", err)
 	}

@@ -20,6 +20,7 @@ type Config struct {
 	Store         *mesh.Store
 	RootNamespace string       // of the MeshConfig; "istio-system"
 	MeshConfigMap string       // its ConfigMap; "istio"
+	Changing      func()       // called before each change of the store; may be nil
 	Log           *slog.Logger // nil for slog.Default()
 }
 
@@ -35,7 +36,6 @@ type Source struct {
 	selection  selection
 	namespaced []*sink // those whose objects the selection is about
 	words      interner
-	updated    time.Time
 }
 
 // New prepares a Source; it does not connect yet.
@@ -48,6 +48,9 @@ func New(c Config) (*Source, error) {
 	}
 	if c.MeshConfigMap == "" {
 		c.MeshConfigMap = "istio"
+	}
+	if c.Changing == nil {
+		c.Changing = func() {}
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -62,13 +65,6 @@ func New(c Config) (*Source, error) {
 // Synced is closed when everything that the API server had at the start is in the store.
 // Mesh kinds whose custom resource definitions are not installed have nothing.
 func (s *Source) Synced() <-chan struct{} { return s.synced }
-
-// LastChange is when the store was last given something; the zero time before that.
-func (s *Source) LastChange() time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.updated
-}
 
 // Run follows the API server until ctx ends. While the API server is away the store
 // stays as it is; afterwards it is brought up to date, deletions included.

@@ -1,0 +1,119 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+)
+
+// revisionLabel tells whose a webhook configuration is (Istio API: label istio.io/rev).
+const revisionLabel = "istio.io/rev"
+
+// keepBundles writes the mesh's roots as caBundle into the webhook configurations of this revision,
+// wherever they refer to this control plane's Service, so that the API server trusts its webhook.
+func (c *Cluster) keepBundles(ctx context.Context, l Leadership) {
+	q := newQueue()
+	selector := labels.SelectorFromSet(labels.Set{revisionLabel: l.Revision}).String()
+	mutating, followMutating := cache.NewInformerWithOptions(cache.InformerOptions{
+		ObjectType: &admissionv1.MutatingWebhookConfiguration{}, Transform: lean,
+		Handler: handler(func(o metav1.Object) { q.Add("mutating/" + o.GetName()) }),
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				o.LabelSelector = selector
+				return c.admission.MutatingWebhookConfigurations().List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				o.LabelSelector = selector
+				return c.admission.MutatingWebhookConfigurations().Watch(ctx, o)
+			},
+		}})
+	validating, followValidating := cache.NewInformerWithOptions(cache.InformerOptions{
+		ObjectType: &admissionv1.ValidatingWebhookConfiguration{}, Transform: lean,
+		Handler: handler(func(o metav1.Object) { q.Add("validating/" + o.GetName()) }),
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				o.LabelSelector = selector
+				return c.admission.ValidatingWebhookConfigurations().List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				o.LabelSelector = selector
+				return c.admission.ValidatingWebhookConfigurations().Watch(ctx, o)
+			},
+		}})
+
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { followMutating.RunWithContext(ctx) })
+	running.Go(func() { followValidating.RunWithContext(ctx) })
+	running.Go(func() {
+		l.followAuthority(ctx, func() {
+			for _, name := range mutating.ListKeys() {
+				q.Add("mutating/" + name)
+			}
+			for _, name := range validating.ListKeys() {
+				q.Add("validating/" + name)
+			}
+		})
+	})
+	if !cache.WaitForCacheSync(ctx.Done(), followMutating.HasSynced, followValidating.HasSynced) {
+		return
+	}
+	work(ctx, q, l.Log, "caBundle of a webhook configuration", func(ctx context.Context, key string) error {
+		kind, name, _ := strings.Cut(key, "/")
+		store := mutating
+		if kind == "validating" {
+			store = validating
+		}
+		o, exists, err := store.GetByKey(name)
+		if err != nil || !exists {
+			return err
+		}
+		switch o := o.(type) {
+		case *admissionv1.MutatingWebhookConfiguration:
+			o = o.DeepCopy()
+			changed := false
+			for i := range o.Webhooks {
+				changed = l.sign(&o.Webhooks[i].ClientConfig) || changed
+			}
+			if changed {
+				_, err = c.admission.MutatingWebhookConfigurations().Update(ctx, o, metav1.UpdateOptions{})
+			}
+		case *admissionv1.ValidatingWebhookConfiguration:
+			o = o.DeepCopy()
+			changed := false
+			for i := range o.Webhooks {
+				changed = l.sign(&o.Webhooks[i].ClientConfig) || changed
+			}
+			if changed {
+				_, err = c.admission.ValidatingWebhookConfigurations().Update(ctx, o, metav1.UpdateOptions{})
+			}
+		}
+		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // the news of it is on its way
+			return nil
+		}
+		return err
+	})
+}
+
+// sign makes the API server trust this mesh's root for a webhook of this control plane.
+func (l *Leadership) sign(c *admissionv1.WebhookClientConfig) (changed bool) {
+	if c.Service == nil || c.Service.Namespace != l.Namespace || !slices.Contains(l.Services, c.Service.Name) {
+		return false // somebody else's, or by URL: then who wrote the URL gives the bundle
+	}
+	roots := l.Authority.Roots()
+	if bytes.Equal(c.CABundle, roots) {
+		return false
+	}
+	c.CABundle = roots
+	return true
+}
