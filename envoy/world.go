@@ -42,7 +42,7 @@ type World struct {
 	indexes map[string]*routeIndex // by client namespace
 	scopes  map[string]*scope
 	old     map[string]former      // of the previous World
-	oldIdx  map[string]*routeIndex //
+	oldIdx  map[string]*routeIndex // of the previous World
 }
 
 // A scope is one Set in the making: the first proxy that needs it builds it, others wait.
@@ -82,7 +82,7 @@ func NewWorld(s *mesh.Snapshot, prev *World) *World {
 	w.pool.sweep(w.generation)
 	prev.mu.Lock()
 	defer prev.mu.Unlock()
-	w.oldIdx = prev.indexes
+	w.oldIdx = maps.Clone(prev.indexes) // streams that have not heard of w may still ask prev
 	w.old = make(map[string]former, len(prev.scopes))
 	for name, s := range prev.old {
 		if prev.scopes[name] == nil && s.idle < keepIdle {

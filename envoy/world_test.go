@@ -257,6 +257,13 @@ func TestManyStreamsAskAtOnce(t *testing.T) {
 	if got := next.outboundSet(Proxy{Namespace: "default"}); changed(sets[0], got) != nil {
 		t.Error("unchanged mesh, changed resources")
 	}
+	// Streams that have not heard of the next World ask the old one beside it.
+	for i := range 64 {
+		for _, w := range []*World{m.world, next} {
+			wg.Go(func() { w.Sets(Proxy{Kind: Sidecar, Namespace: fmt.Sprint("namespace-", i)}) })
+		}
+	}
+	wg.Wait()
 }
 
 func TestAClientNeverGetsTheRoutesOfOneWithOtherLabels(t *testing.T) {

@@ -464,5 +464,19 @@ func TestEnvoyWarmsAClusterWhoseEndpointsWereLostWithTheStream(t *testing.T) {
 	eventually(t, func() bool { return len(f.connected()) == 0 })
 	f.push(state(3, 200, "two"))
 	p.Await("/stats?filter=warming_clusters", func(page string) bool { return strings.Contains(page, "warming_clusters: 0") })
-	eventually(t, func() bool { return get(8080) == "200 two" && len(f.connected()) == 1 && f.connected()[0].describe().UpToDate })
+	eventually(t, func() bool {
+		return get(8080) == "200 two" && len(f.connected()) == 1 && f.connected()[0].describe().UpToDate
+	})
+}
+
+func TestEnvoyDoesNotWaitForEndpointsThatAreSaidNotToExist(t *testing.T) {
+	base := []*envoy.Resource{httpListener(t, "web", 8080, false), answers(t, "web", "one")}
+	f := newFixture(t, nil, set("s", 1, append(base, edsCluster(t, "backend", 9, 100)...)...))
+	p, _ := f.proxy(f.token(time.Hour))
+	p.Live()
+	eventually(t, func() bool { return get(8080) == "200 one" && f.connected()[0].describe().UpToDate })
+	// Envoy asks for endpoints that went while it was told of the cluster.
+	f.push(set("s", 2, append(base, edsCluster(t, "backend", 9, 100)[0], edsCluster(t, "other", 9, 100)[0])...))
+	p.Await("/config_dump?resource=dynamic_active_clusters", func(page string) bool { return strings.Contains(page, `"other"`) })
+	eventually(t, func() bool { return f.connected()[0].describe().UpToDate })
 }

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -210,6 +209,5 @@ func (w *watched) eventually(what string, wrong func() string) {
 			return
 		}
 	}
-	lines := slices.Collect(strings.Lines(last))
-	w.t.Fatalf("not within 15 s: %s\n%s", what, strings.Join(lines[:min(len(lines), 40)], ""))
+	w.t.Fatalf("not within 15 s: %s\n%s", what, last)
 }

@@ -35,11 +35,11 @@ type pretender struct {
 	address   string
 	rand      *rand.Rand
 
-	mu      sync.Mutex
-	has     [envoy.NumTypes]map[string]*discovery.Resource
-	wants   [envoy.NumTypes]map[string]bool // subscriptions by name: endpoints and routes
-	cold    map[string]bool                 // clusters that wait for their endpoints
-	streams int
+	mu    sync.Mutex
+	has   [envoy.NumTypes]map[string]*discovery.Resource
+	wants [envoy.NumTypes]map[string]bool // subscriptions by name: endpoints and routes
+	cold  map[string]bool                 // clusters that wait for their endpoints
+	log   []string                        // the last messages, to be shown when something is wrong
 }
 
 func newPretender(t testing.TB, namespace, pod, address string, seed uint64) *pretender {
@@ -92,7 +92,7 @@ func (p *pretender) stream(ctx context.Context, client discovery.AggregatedDisco
 	}()
 	c := &conversation{pretender: p, send: s.Send, asked: map[envoy.Type]bool{}}
 	p.mu.Lock()
-	p.streams++
+	p.note("connects")
 	c.open()
 	p.mu.Unlock()
 	for r := range incoming {
@@ -109,6 +109,10 @@ func (p *pretender) stream(ctx context.Context, client discovery.AggregatedDisco
 			return // or after it
 		}
 	}
+}
+
+func (p *pretender) note(format string, args ...any) {
+	p.log = append(p.log[max(0, len(p.log)-40):], fmt.Sprintf(format, args...))
 }
 
 // conversation is the state of one stream. Errors of sending show as the end of the stream.
@@ -134,6 +138,7 @@ func (c *conversation) request(t envoy.Type, r *discovery.DeltaDiscoveryRequest)
 			r.InitialResourceVersions[name] = res.Version
 		}
 	}
+	c.note("says %s nonce %q, subscribes %q, unsubscribes %q, has %v", t.TypeURL(), r.ResponseNonce, r.ResourceNamesSubscribe, r.ResourceNamesUnsubscribe, slices.Sorted(maps.Keys(r.InitialResourceVersions)))
 	_ = c.send(r)
 }
 
@@ -162,6 +167,11 @@ func (c *conversation) answer(r *discovery.DeltaDiscoveryResponse) {
 		c.t.Errorf("%s: a response of type %s", c.pod, r.TypeUrl)
 		return
 	}
+	names := []string{}
+	for _, res := range r.Resources {
+		names = append(names, res.Name)
+	}
+	c.note("is told %s nonce %q: %q, without %q", t.TypeURL(), r.Nonce, names, r.RemovedResources)
 	byName := t == envoy.Endpoints || t == envoy.Route
 	seen := map[string]bool{}
 	for _, res := range r.Resources {
@@ -185,7 +195,7 @@ func (c *conversation) answer(r *discovery.DeltaDiscoveryResponse) {
 	}
 	for _, name := range r.RemovedResources {
 		delete(c.has[t], name)
-		if t == envoy.Cluster {
+		if t == envoy.Cluster || t == envoy.Endpoints { // none at all is an answer too
 			delete(c.cold, name)
 		}
 	}
@@ -313,8 +323,11 @@ func (p *pretender) lacks(sets []*envoy.Set) string {
 	for name := range p.cold {
 		wrong = append(wrong, "cluster "+name+" waits for its endpoints")
 	}
+	if len(wrong) == 0 {
+		return ""
+	}
 	slices.Sort(wrong)
-	return strings.Join(wrong, "\n")
+	return strings.Join(wrong, "\n") + "\nThe conversation:\n" + strings.Join(p.log, "\n")
 }
 
 func decoded(r *envoy.Resource) proto.Message {
