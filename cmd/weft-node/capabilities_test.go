@@ -67,7 +67,7 @@ func TestTheAgentNeedsTwoCapabilitiesAndNoPrivilege(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(kit.Program(t, "weft-node"), "--node-name=n1", "--without-api", "--cni-binary="+o.binary, "--cni-bin-dir="+o.binDir, "--cni-conf-dir="+o.confDir,
-		"--state-dir="+o.stateDir, "--agent-socket="+o.socket, "--cni-state-dir="+o.cniStateDir, "--runtime-endpoint="+socket, "--monitoring-address="+o.monitoring)
+		"--state-dir="+o.stateDir, "--agent-socket="+o.socket, "--cni-state-dir="+o.cniStateDir, "--runtime-endpoint="+socket, "--monitoring-address="+o.monitoring, "--inotify-dir="+o.inotifyDir)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	keep := []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN}

@@ -21,6 +21,7 @@ const (
 	reasonRepairFailed = "RedirectRepairFailed" // pod: its traffic goes around its sidecar
 	reasonChainBroken  = "MeshCNIBroken"        // node: new pods are made without the plugin
 	reasonChainReady   = "MeshCNIReady"         // node: the plugin is last in the chain
+	reasonInotifyLow   = "InotifyLimitLow"      // node: it can hold only so many sidecars
 )
 
 // teller writes events where users look, and the log.
@@ -63,7 +64,7 @@ func (t teller) repaired(r node.Repair) {
 
 // chain tells of a change of the chain's state.
 func (t teller) chain(file, problem string) {
-	about := corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: t.node, UID: types.UID(t.node)} // kubelet's own events name nodes so
+	about := t.self()
 	if problem != "" {
 		t.log.Warn("the CNI chain is broken", "problem", problem)
 		t.event(about, corev1.EventTypeWarning, reasonChainBroken, "New pods of the mesh cannot be redirected when they start: "+problem)
@@ -71,6 +72,17 @@ func (t teller) chain(file, problem string) {
 	}
 	t.log.Info("the CNI chain is complete", "file", file)
 	t.event(about, corev1.EventTypeNormal, reasonChainReady, "weft-cni is the last plugin of "+file)
+}
+
+// inotifyLow tells how many sidecars the node can hold.
+func (t teller) inotifyLow(text string) {
+	t.log.Warn(text)
+	t.event(t.self(), corev1.EventTypeWarning, reasonInotifyLow, text)
+}
+
+// self is the node as kubelet's own events name it.
+func (t teller) self() corev1.ObjectReference {
+	return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: t.node, UID: types.UID(t.node)}
 }
 
 // shortened keeps an event below its thousand characters.

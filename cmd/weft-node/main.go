@@ -44,6 +44,9 @@ type options struct {
 	runtime    string
 	monitoring string
 
+	inotifyDir string
+	inotify    int
+
 	kubeconfig string
 	withoutAPI bool
 	withTaint  bool
@@ -95,6 +98,8 @@ back what it did.`,
 	f.StringSliceVar(&o.excluded, "exclude-namespaces", []string{"kube-system", "istio-system"}, "namespaces whose pods are never redirected; our own must be one of them")
 	f.StringVar(&o.runtime, "runtime-endpoint", "", "`FILE` of the container runtime's CRI socket (default: the first that exists of containerd's, CRI-O's, k3s's and RKE2's)")
 	f.StringVar(&o.monitoring, "monitoring-address", ":15014", "`ADDRESS` of /metrics, /readyz and /healthz")
+	f.StringVar(&o.inotifyDir, "inotify-dir", "/proc/sys/fs/inotify", "`DIR` of the node's inotify settings, mounted from the host where /proc/sys is read-only")
+	f.IntVar(&o.inotify, "inotify-instances", node.InotifyInstances, "raise the node's limit of inotify instances per user to this `NUMBER` (never lower it); 0 leaves it alone")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`FILE` to reach the API server with (default: the pod's service account)")
 	f.BoolVar(&o.withoutAPI, "without-api", false, "talk to no API server: no taint, no events, and the plugin's questions are not answered")
 	f.BoolVar(&o.withTaint, "taint", true, "keep the node's taint "+taintKey)

@@ -39,6 +39,7 @@ type agent struct {
 	works   bool        // the installed binary was tried since it last changed
 	taint   chan string // problems for nodeTaint; nil without
 	noted   []string
+	warning string // of the inotify limit; it does not make the node unready
 }
 
 // run is the whole agent; it returns when ctx ends, and leaves the node as it is.
@@ -92,6 +93,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	all.Go(func() error { return answers.Serve(ctx) })
 	all.Go(func() error { repairs.Run(ctx, look); return runtime.Close() })
 	all.Go(func() error { return a.monitor(ctx, registry) })
+	if o.inotify > 0 {
+		all.Go(func() error { a.keepInotify(ctx); return nil })
+	}
 	log.Info("weft-node runs", "node", o.node, "conf", o.confDir, "bin", o.binDir, "socket", o.socket)
 	err = all.Wait()
 	log.Info("weft-node ends; the node stays as it is")
@@ -157,6 +161,34 @@ func (a *agent) installed(ctx context.Context, r node.Report, err error) {
 	}
 }
 
+// keepInotify raises the node's limit, again should somebody (a late sysctl service) lower it.
+func (a *agent) keepInotify(ctx context.Context) {
+	for {
+		have, raised, err := node.RaiseInotify(a.inotifyDir, a.inotify)
+		a.metrics.Inotify(have)
+		if raised {
+			a.log.Info("raised the node's limit of inotify instances per user", "now", have)
+		}
+		warning := ""
+		if err != nil {
+			warning = fmt.Sprintf("the node allows %d inotify instances per user, which is enough for %d sidecars, and the limit could not be raised to %d: %v; "+
+				"set the sysctl fs.inotify.max_user_instances on the node, or mount the host's /proc/sys/fs/inotify and name it with --inotify-dir", have, have/3, a.inotify, err)
+		}
+		a.mu.Lock()
+		news := warning != "" && warning != a.warning
+		a.warning = warning
+		a.mu.Unlock()
+		if news {
+			a.teller.inotifyLow(warning)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Minute):
+		}
+	}
+}
+
 // notReady says why new pods of the mesh cannot start here.
 func (a *agent) notReady() string {
 	a.mu.Lock()
@@ -176,7 +208,11 @@ func (a *agent) monitor(ctx context.Context, registry *prometheus.Registry) erro
 			http.Error(w, problem, http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintln(w, "ok")
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if fmt.Fprintln(w, "ok"); a.warning != "" {
+			fmt.Fprintln(w, "warning:", a.warning)
+		}
 	})
 	l, err := net.Listen("tcp", a.monitoring)
 	if err != nil {

@@ -48,7 +48,10 @@ func flags(t *testing.T, runtime string) options {
 	o := options{
 		node: "n1", binary: kit.Program(t, "weft-cni"), binDir: filepath.Join(dir, "bin"), confDir: filepath.Join(dir, "net.d"), stateDir: filepath.Join(dir, "state"),
 		socket: filepath.Join(dir, "run", "agent.sock"), cniStateDir: filepath.Join(dir, "run", "cni"), backend: "auto", excluded: []string{"kube-system"},
-		runtime: runtime, monitoring: l.Addr().String(), withoutAPI: true,
+		runtime: runtime, monitoring: l.Addr().String(), withoutAPI: true, inotifyDir: dir, inotify: 8192,
+	}
+	if err := os.WriteFile(filepath.Join(dir, "max_user_instances"), []byte("128\n"), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Mkdir(o.confDir, 0o755); err != nil {
 		t.Fatal(err)
@@ -122,7 +125,12 @@ func TestAnAgentComesRepairsAndGoesWithoutATrace(t *testing.T) {
 	if err := os.WriteFile(path, []byte(primary), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	readiness(t, o, http.StatusOK)
+	if body := readiness(t, o, http.StatusOK); body != "ok\n" {
+		t.Errorf("ready with %q", body)
+	}
+	if limit, err := os.ReadFile(filepath.Join(o.inotifyDir, "max_user_instances")); err != nil || string(limit) != "8192\n" {
+		t.Errorf("inotify limit %s %v", limit, err)
+	}
 	if _, body := get(o, "/metrics"); !strings.Contains(body, `weft_node_repairs_total{reason="start",result="repaired"} 1`) || !strings.Contains(body, "weft_node_chain_ready 1") {
 		t.Errorf("metrics:\n%s", body)
 	}
@@ -156,6 +164,26 @@ func TestAnAgentComesRepairsAndGoesWithoutATrace(t *testing.T) {
 		t.Errorf("a running pod lost its rules by uninstall: %s", p)
 	}
 	stop()
+}
+
+func TestANodeThatCanHoldFewSidecarsIsReadyAndSaysSo(t *testing.T) {
+	_, socket := newPretender(t)
+	o := flags(t, socket)
+	o.inotifyDir = t.TempDir()
+	if err := os.Symlink("/proc/sys/kernel/ngroups_max", filepath.Join(o.inotifyDir, "max_user_instances")); err != nil {
+		t.Fatal(err) // a number that nobody can write
+	}
+	o.inotify = 1 << 30
+	if err := os.WriteFile(filepath.Join(o.confDir, "10-pods.conflist"), []byte(primary), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	defer start(t, o)()
+	within(t, 20*time.Second, func() string {
+		if status, body := get(o, "/readyz"); status != http.StatusOK || !strings.Contains(body, "warning: the node allows 65536 inotify instances") || !strings.Contains(body, "--inotify-dir") {
+			return fmt.Sprint(status, body)
+		}
+		return ""
+	})
 }
 
 func TestAnAgentWithWrongFlagsSaysWhich(t *testing.T) {

@@ -12,6 +12,7 @@ type Metrics struct {
 	repairs     *prometheus.CounterVec
 	repairTime  prometheus.Histogram
 	listErrs    prometheus.Counter
+	inotify     prometheus.Gauge
 }
 
 // NewMetrics registers the counters.
@@ -41,10 +42,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		listErrs: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weft_node_runtime_errors_total", Help: "Failed questions to the container runtime.",
 		}),
+		inotify: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "weft_node_inotify_instances", Help: "How many inotify instances the node allows each user; each sidecar takes three, and all have one UID.",
+		}),
 	}
-	r.MustRegister(m.chainReady, m.changes, m.installErrs, m.questions, m.sandboxes, m.repairs, m.repairTime, m.listErrs)
+	r.MustRegister(m.inotify, m.chainReady, m.changes, m.installErrs, m.questions, m.sandboxes, m.repairs, m.repairTime, m.listErrs)
 	return m
 }
+
+// Inotify tells the node's limit.
+func (m *Metrics) Inotify(instances int) { m.inotify.Set(float64(instances)) }
 
 // Installed counts one pass of Keep.
 func (m *Metrics) Installed(r Report, err error) {
