@@ -47,6 +47,7 @@ type Answers struct {
 const (
 	questionTimeout = 4500 * time.Millisecond // the plugin gives up after five seconds
 	lookTimeout     = 4 * time.Second
+	strangerTimeout = 200 * time.Millisecond
 	maxQuestion     = 64 << 10
 	maxQuestions    = 256 // at a time
 )
@@ -142,6 +143,10 @@ func (a *Answers) reply(ctx context.Context, c *net.UnixConn) (outcome string, r
 		return "error", refusal{"who asks: " + err.Error()}
 	}
 	if uid != 0 {
+		// What they sent is read all the same, or they would see a broken pipe and not the answer; but they may not keep us long.
+		if err := c.SetReadDeadline(time.Now().Add(strangerTimeout)); err == nil {
+			_, _ = bufio.NewReader(io.LimitReader(c, maxQuestion)).ReadBytes('\n')
+		}
 		a.Log.Warn("somebody who is not root asked about a pod", "uid", uid)
 		return "refused", refusal{fmt.Sprintf("only root may ask, not user %d", uid)}
 	}

@@ -192,6 +192,7 @@ func TestANewAgentTakesTheSocketOver(t *testing.T) {
 	defer l.Close()
 	go func() {
 		if c, err := l.Accept(); err == nil {
+			_, _ = bufio.NewReader(c).ReadString('\n')
 			fmt.Fprintln(c, "the new one")
 			c.Close()
 		}

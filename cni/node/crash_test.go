@@ -46,8 +46,10 @@ func TestAnAgentThatIsKilledAnywhereLeavesAValidNode(t *testing.T) {
 			before = map[string]string{"10-kindnet.conf": single, "20-calico.conflist": calico}
 		}
 		m := machine{installationIn(t.TempDir()), t}
-		if err := os.Mkdir(m.ConfDir, 0o755); err != nil {
-			t.Fatal(err)
+		for _, dir := range []string{m.ConfDir, m.BinDir} {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
 		}
 		for name, text := range before {
 			m.write(name, text)
