@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
@@ -30,6 +31,7 @@ func fromKube(config *rest.Config, rootNamespace, meshConfigMap string, log *slo
 			select {
 			case <-s.Synced():
 				loaded()
+				debug.FreeOSMemory() // the first lists are all garbage by now
 			case <-ctx.Done():
 			}
 			return nil

@@ -68,7 +68,7 @@ var meshKinds = func() (all []meshKind) {
 	add("networking.istio.io", []string{"v1alpha3"}, "EnvoyFilter")
 	add("security.istio.io", []string{"v1", "v1beta1"}, "PeerAuthentication", "RequestAuthentication", "AuthorizationPolicy")
 	add("telemetry.istio.io", []string{"v1", "v1alpha1"}, "Telemetry")
-	add("extensions.istio.io", []string{"v1alpha1"}, "WasmPlugin")
+	add("extensions.istio.io", []string{"v1alpha1"}, "WasmPlugin", "TrafficExtension")
 	return all
 }()
 
