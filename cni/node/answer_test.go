@@ -2,11 +2,11 @@ package node
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -57,12 +57,11 @@ func (p *pods) Pod(ctx context.Context, namespace, name, uid string) (Pod, error
 }
 
 // serve answers on a socket until the test ends.
-func serve(t *testing.T, p Pods) (socket string, log *bytes.Buffer) {
+func serve(t *testing.T, p Pods) (socket string) {
 	t.Helper()
-	log = &bytes.Buffer{}
 	a := &Answers{
 		Socket: filepath.Join(t.TempDir(), "run", "agent.sock"), Pods: p, ExcludeNamespaces: []string{"kube-system"},
-		Log: slog.New(slog.NewTextHandler(log, nil)), Metrics: NewMetrics(prometheus.NewRegistry()),
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Metrics: NewMetrics(prometheus.NewRegistry()),
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -79,7 +78,7 @@ func serve(t *testing.T, p Pods) (socket string, log *bytes.Buffer) {
 		}
 		return ""
 	})
-	return a.Socket, log
+	return a.Socket
 }
 
 // ask sends a line and gives the answer's.
@@ -107,7 +106,7 @@ func TestThePluginsQuestionsAreAnswered(t *testing.T) {
 		{Namespace: "shop", Name: "plain", UID: "2"},
 		{Namespace: "shop", Name: "host", UID: "3", Injected: true, Redirect: "{}", HostNetwork: true},
 	}}
-	socket, _ := serve(t, p)
+	socket := serve(t, p)
 	for question, want := range map[string]string{
 		`{"namespace":"shop","name":"cart","uid":"1","containerID":"x","netns":"/n","later":true}`: `{"redirect":"{}"}`,
 		`{"namespace":"shop","name":"cart"}`:            `{"redirect":"{}"}`,
@@ -137,7 +136,7 @@ func TestThePluginsQuestionsAreAnswered(t *testing.T) {
 
 func TestOnlyRootMayAsk(t *testing.T) {
 	kit.Root(t)
-	socket, _ := serve(t, &pods{known: []Pod{{Namespace: "shop", Name: "cart", Injected: true, Redirect: "secret"}}})
+	socket := serve(t, &pods{known: []Pod{{Namespace: "shop", Name: "cart", Injected: true, Redirect: "secret"}}})
 	info, err := os.Stat(socket)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v %v, want only root's", info.Mode(), err)
@@ -184,7 +183,7 @@ func askAs(uid uintptr, socket, line string) string {
 
 func TestANewAgentTakesTheSocketOver(t *testing.T) {
 	kit.Root(t)
-	socket, _ := serve(t, &pods{known: []Pod{{Namespace: "a", Name: "b"}}})
+	socket := serve(t, &pods{known: []Pod{{Namespace: "a", Name: "b"}}})
 	l, err := listen(socket)
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +207,7 @@ func TestThePluginAsksTheAgent(t *testing.T) {
 	kit.Root(t)
 	spec := redirect.Default()
 	spec.ExcludeOutboundPorts = []uint16{5432}
-	socket, _ := serve(t, &pods{known: []Pod{
+	socket := serve(t, &pods{known: []Pod{
 		{Namespace: "shop", Name: "cart", UID: "uid-cart", Injected: true, Redirect: spec.Encode()},
 		{Namespace: "shop", Name: "plain", UID: "uid-plain"},
 	}})
