@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,9 +17,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/weft-mesh/weft/e2e/kit"
@@ -344,4 +347,71 @@ func TestAProxyWithATokenOfTheAPIServer(t *testing.T) {
 	}
 	startReplica(t, api, 20000)
 	proxy.Await("/clusters", connected)
+}
+
+// The API server calls the webhook by its Service and believes it only because the leader
+// wrote the caBundle.
+func TestPodsAreInjectedThroughTheAPIServer(t *testing.T) {
+	api := newCluster(t)
+	// No kube-proxy here: the Service's address is put on the loopback.
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 96, 0, 100), Mask: net.CIDRMask(32, 32)}}
+	if err := netlink.AddrAdd(lo, address); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.AddrDel(lo, address); err != nil {
+			t.Error(err)
+		}
+	})
+	api.Apply(`
+apiVersion: v1
+kind: Service
+metadata: {name: istiod, namespace: istio-system}
+spec: {clusterIP: 10.96.0.100, ports: [{name: https-webhook, port: 20017}]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: app, labels: {istio-injection: enabled}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingWebhookConfiguration
+metadata: {name: istio-sidecar-injector, labels: {istio.io/rev: default}}
+webhooks:
+- name: namespace.sidecar-injector.istio.io
+  admissionReviewVersions: [v1]
+  sideEffects: None
+  failurePolicy: Fail
+  clientConfig: {service: {name: istiod, namespace: istio-system, path: /inject, port: 20017}}
+  rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}]
+  namespaceSelector: {matchLabels: {istio-injection: enabled}}
+`)
+	r := startReplica(t, api, 20000, "--webhook-address", "10.96.0.100:20017")
+	eventually(t, "ready", r.ready)
+	c := api.Client()
+	var pod *corev1.Pod
+	var refused error
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "x"}, Spec: corev1.PodSpec{
+			ServiceAccountName: "default", // the admission plugin that sets it is off here
+			Containers:         []corev1.Container{{Name: "x", Image: "x"}},
+		}}
+		if refused = c.Create(context.Background(), pod); refused == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the API server still does not trust the webhook: %v", refused)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if len(pod.Spec.InitContainers) == 0 || pod.Spec.InitContainers[0].Name != "istio-proxy" {
+		t.Errorf("no sidecar: %+v", pod.Spec)
+	}
+	if pod.Annotations["sidecar.istio.io/status"] == "" {
+		t.Error("no annotation sidecar.istio.io/status")
+	}
 }
