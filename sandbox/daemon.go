@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/redirect"
 	"github.com/weft-mesh/weft/sandbox/api"
 	"github.com/weft-mesh/weft/sandbox/control"
 	"github.com/weft-mesh/weft/sandbox/dns"
@@ -216,18 +217,47 @@ func (d *daemon) prepare(hostNS *os.File) error {
 	return nil
 }
 
-// podEvent records what kubelet would, and explains the one event that a user
-// of the mesh could not: the proxy's probe goes to a port that only the redirection leads to Envoy.
+// podEvent records what kubelet would, and explains the events that a user of the mesh could not.
 func (d *daemon) podEvent(p *corev1.Pod, kind, reason, message string) {
 	d.control.Event(p, kind, reason, message)
 	if reason == "BackOff" && d.tooManyProxies(p) {
 		d.control.Event(p, corev1.EventTypeWarning, "InotifyLimit",
 			"this machine may be out of inotify instances, and Envoy crashes then: raise the limit with \"sysctl -w fs.inotify.max_user_instances=8192\"")
 	}
-	if reason == "Unhealthy" && strings.Contains(message, ":15099") && strings.Contains(message, "connection refused") {
-		d.control.Event(p, corev1.EventTypeWarning, "NotRedirected",
-			"the pod's traffic is not redirected to its proxy, so its containers are not started or not ready: weft-cni is missing from the CNI chain, or the pod's rules were removed")
+	if reason == "Unhealthy" {
+		if cause, text := d.whyUnhealthy(p, message); cause != "" {
+			d.control.Event(p, corev1.EventTypeWarning, cause, text)
+		}
 	}
+}
+
+// whyUnhealthy finds what a failed probe of an injected pod does not tell: the proxy's probe goes to a port that only
+// the redirection leads to Envoy, and where Envoy listens only once the control plane has configured it.
+func (d *daemon) whyUnhealthy(p *corev1.Pod, message string) (reason, text string) {
+	spec, err := redirect.Decode(p.Annotations[redirect.Annotation])
+	ns, there := d.runner.NetNS(p.UID)
+	if err != nil || !there {
+		return "", ""
+	}
+	var drift []string
+	if err := redirect.InNetNS(ns, func() error {
+		backend, err := redirect.Open(redirect.Auto)
+		if err != nil {
+			return err
+		}
+		drift, err = backend.Verify(spec)
+		return err
+	}); err != nil {
+		return "", ""
+	}
+	switch {
+	case len(drift) > 0:
+		return "NotRedirected", "the pod's traffic is not redirected to its proxy, so its containers are not started or not ready: " + strings.Join(drift[:min(len(drift), 3)], "; ") +
+			" (weft-cni is missing from the CNI chain, or the rules were removed)"
+	case strings.Contains(message, ":15099") && strings.Contains(message, "connection refused"):
+		return "ProxyNotConfigured", "the rules are in place, but the proxy has no configuration yet: the control plane does not answer it; see the logs of its container istio-proxy"
+	}
+	return "", ""
 }
 
 // tooManyProxies says whether a crashing proxy may lack inotify instances.
