@@ -110,6 +110,20 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.json(ctx, http.MethodGet, "/status", nil, "", nil, &s)
 }
 
+// Images is the map from images to programs.
+func (c *Client) Images(ctx context.Context) (images map[string]string, err error) {
+	return images, c.json(ctx, http.MethodGet, "/images", nil, "", nil, &images)
+}
+
+// MapImages adds to the map from images to programs; paths are absolute. Pods that wait for one of them start by themselves.
+func (c *Client) MapImages(ctx context.Context, images map[string]string) error {
+	body, err := json.Marshal(images)
+	if err != nil {
+		return err
+	}
+	return c.json(ctx, http.MethodPost, "/images", nil, "application/json", body, nil)
+}
+
 // Shutdown stops all pods and the daemon, and returns when they have ended.
 func (c *Client) Shutdown(ctx context.Context) error {
 	return c.json(ctx, http.MethodPost, "/shutdown", nil, "", nil, nil)

@@ -69,6 +69,8 @@ func (d *daemon) serve(ctx context.Context, l net.Listener) error {
 	handle("GET /logs/{name}", d.getLogs)
 	handle("POST /exec/{name}", d.postExec)
 	handle("POST /forward/{name}", d.postForward)
+	handle("GET /images", func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, d.runner.Images()) })
+	handle("POST /images", d.postImages)
 	handle("POST /shutdown", func(w http.ResponseWriter, r *http.Request) error {
 		d.stop()
 		<-d.stopped
@@ -111,6 +113,23 @@ func writeError(w http.ResponseWriter, err error) {
 func writeJSON(w http.ResponseWriter, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(v)
+}
+
+// postImages maps more images, or others. What is wrong with one keeps none from being mapped.
+func (d *daemon) postImages(w http.ResponseWriter, r *http.Request) error {
+	var images map[string]string
+	if err := json.NewDecoder(r.Body).Decode(&images); err != nil {
+		return err
+	}
+	var faults []error
+	for image, path := range images {
+		faults = append(faults, d.runner.Map(image, path))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 func (d *daemon) getStatus(w http.ResponseWriter, _ *http.Request) error {

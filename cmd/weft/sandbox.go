@@ -66,7 +66,7 @@ like kubectl's namesakes.`,
 			cmd.AddCommand(c)
 		}
 	}
-	add("life", newSandboxUp(f), newSandboxDown(f), newSandboxRun(f), newSandboxStatus(f), newSandboxNode(f))
+	add("life", newSandboxUp(f), newSandboxDown(f), newSandboxRun(f), newSandboxStatus(f), newSandboxImage(f), newSandboxNode(f))
 	add("objects", newSandboxApply(f), newSandboxCreate(f), newSandboxDelete(f), newSandboxGet(f), newSandboxDescribe(f), newSandboxEvents(f), newSandboxLabel(f), newSandboxAnnotate(f),
 		newSandboxPatch(f), newSandboxScale(f), newSandboxRollout(f), newSandboxWait(f), newSandboxAPIResources())
 	add("pods", newSandboxLogs(f), newSandboxExec(f), newSandboxPortForward(f), newSandboxRules(f))

@@ -618,6 +618,16 @@ func TestAnUnmappedImageSaysHowToMapIt(t *testing.T) {
 	if out := c.weft("get", "pod", "p"); !strings.Contains(out, "0/1") || !strings.Contains(out, "Image") {
 		t.Errorf("get: %s", out)
 	}
+	if _, err := c.try("", "image", "nginx=/nowhere"); err == nil || !strings.Contains(err.Error(), "/nowhere is not the absolute path of a program") {
+		t.Errorf("image: %v", err)
+	}
+	c.weft("image", "nginx=/bin/true")
+	if out := c.weft("image"); !strings.Contains(out, "nginx") || !strings.Contains(out, "example.com/app") {
+		t.Errorf("the images: %s", out)
+	}
+	c.until("the container run", func() bool {
+		return !strings.Contains(c.weft("get", "pod", "p"), "ImageNotMapped")
+	})
 }
 
 func TestWatchShowsEachChange(t *testing.T) {

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,7 +66,7 @@ func (u *upFlags) options() (sandbox.Options, error) {
 		return sandbox.Options{}, err
 	}
 	o := sandbox.Options{
-		Images: map[string]string{}, IPFamily: family, WithoutCNI: u.withoutCNI, WithoutMesh: u.withoutMesh,
+		IPFamily: family, WithoutCNI: u.withoutCNI, WithoutMesh: u.withoutMesh,
 		Mesh: u.set, ProxyImage: u.proxyImage, Verbose: u.verbose,
 	}
 	for _, d := range u.cniBinDirs {
@@ -73,18 +76,25 @@ func (u *upFlags) options() (sandbox.Options, error) {
 		}
 		o.CNIBinDirs = append(o.CNIBinDirs, abs)
 	}
-	for _, i := range u.images {
+	o.Images, err = parseImages(u.images)
+	return o, err
+}
+
+// parseImages reads NAME=PATH, PATH from the working directory.
+func parseImages(args []string) (map[string]string, error) {
+	images := map[string]string{}
+	for _, i := range args {
 		name, path, ok := strings.Cut(i, "=")
 		if !ok || name == "" || path == "" {
-			return o, fmt.Errorf("--image %s: write NAME=PATH, for example --image docker.io/me/app:1=./bin/app", i)
+			return nil, fmt.Errorf("--image %s: write NAME=PATH, for example --image docker.io/me/app:1=./bin/app", i)
 		}
 		abs, err := filepath.Abs(path)
 		if err != nil {
-			return o, err
+			return nil, err
 		}
-		o.Images[name] = abs
+		images[name] = abs
 	}
-	return o, nil
+	return images, nil
 }
 
 // progress prints one line for each step, with its time.
@@ -219,6 +229,38 @@ func newSandboxStatus(f *sandboxFlags) *cobra.Command {
 				fmt.Fprintf(out, "%-13s%s\n", l[0]+":", l[1])
 			}
 			return nil
+		},
+	}
+}
+
+func newSandboxImage(f *sandboxFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "image [NAME=PATH...]",
+		Short: "Show which programs stand for images, or map more of them",
+		Long: `Without arguments, lists the images and the programs that run for them. NAME=PATH maps one more, or another
+program; pods that wait for it start by themselves, those that run keep what they have.`,
+		Example: `  weft sandbox image curlimages/curl=/usr/bin/curl`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			images, err := parseImages(args)
+			if err != nil {
+				return err
+			}
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			if len(images) > 0 {
+				return serverError(c.MapImages(cmd.Context(), images))
+			}
+			if images, err = c.Images(cmd.Context()); err != nil {
+				return err
+			}
+			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
+			fmt.Fprintln(t, "IMAGE\tPROGRAM")
+			for _, name := range slices.Sorted(maps.Keys(images)) {
+				fmt.Fprintf(t, "%s\t%s\n", name, images[name])
+			}
+			return t.Flush()
 		},
 	}
 }

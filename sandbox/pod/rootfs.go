@@ -3,6 +3,7 @@ package pod
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -130,9 +131,12 @@ const imageBin = "/usr/local/bin"
 
 // image finds the program that an image is mapped to.
 func (r *Runner) image(name string) (program, error) {
-	found, ok := mapped(r.cfg.Images, name)
+	r.mu.Lock()
+	images := r.cfg.Images
+	r.mu.Unlock()
+	found, ok := mapped(images, name)
 	if !ok {
-		return program{}, &configError{"ImageNotMapped", fmt.Errorf("image %q is not mapped to a program of this host: map it with --image %s=/path/of/program", name, untagged(name))}
+		return program{}, &configError{"ImageNotMapped", fmt.Errorf("image %q is not mapped to a program of this host: map it with --image %s=/path/of/program (while the sandbox runs: weft sandbox image %[2]s=/path/of/program)", name, untagged(name))}
 	}
 	if !isProgram(found) {
 		return program{}, &configError{"ImageNotMapped", fmt.Errorf("image %q is mapped to %s, which is not an executable file: build it, or map another with --image %s=/path/of/program", name, found, untagged(name))}
@@ -151,6 +155,29 @@ func (r *Runner) image(name string) (program, error) {
 		return program{}, &configError{"CreateContainerError", fmt.Errorf("%s is needed to mount programs at: make the directory", imageBin)}
 	}
 	return program{resolved, path.Join(imageBin, path.Base(found))}, nil
+}
+
+// Map adds to Config.Images, or replaces what is there. Containers that wait for their image start at their next try.
+func (r *Runner) Map(image, path string) error {
+	if !filepath.IsAbs(path) || !isProgram(path) {
+		return fmt.Errorf("image %s: %s is not the absolute path of a program", image, path)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	images := maps.Clone(r.cfg.Images)
+	if images == nil {
+		images = map[string]string{}
+	}
+	images[image] = path
+	r.cfg.Images = images
+	return nil
+}
+
+// Images is the map from images to programs as it is now.
+func (r *Runner) Images() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.cfg.Images)
 }
 
 // mapped follows the precedence that Config.Images states.
