@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -50,6 +49,7 @@ func (f *feed) run(ctx context.Context) error {
 	group.Go(func() error {
 		return f.source(ctx, f.store, f.changing, func() { close(f.loaded) })
 	})
+	group.Go(func() error { return f.complain(ctx) })
 	group.Go(func() error {
 		select {
 		case <-f.loaded:
@@ -117,20 +117,4 @@ func (f *feed) collectors() []prometheus.Collector {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_problems", Help: "Parts of the configuration that could not be used; /debug/problemz lists them."},
 			func() float64 { return float64(len(f.problems())) }),
 	}
-}
-
-// problems are parts of the user's configuration that could not be used.
-func (f *feed) problems() []string {
-	v := f.latest.Load()
-	if v == nil {
-		return nil
-	}
-	var out []string
-	for _, p := range v.snapshot.Problems() {
-		out = append(out, p.String())
-	}
-	for _, p := range v.Problems() {
-		out = append(out, fmt.Sprintf("%s: %s: %s", p.Ref, p.Field, p.Message))
-	}
-	return out
 }

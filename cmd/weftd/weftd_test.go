@@ -254,6 +254,19 @@ func TestAProxyIsConfiguredFromFilesAndFollowsThem(t *testing.T) {
 	}
 }
 
+func TestARuleThatLeadsNowhereIsInTheLog(t *testing.T) {
+	c := newControlPlane(t)
+	c.start()
+	c.proxy().Live()
+	c.put("ratings", strings.Replace(virtualService("3s"), "host: ratings", "host: ratings, subset: nope", 1))
+	const want = `no DestinationRule defines subset \"nope\"`
+	c.eventually("the problem on its page", func() bool { return strings.Contains(c.get("/debug/problemz"), `subset "nope"`) })
+	c.stop(syscall.SIGTERM)
+	if log := c.log.String(); strings.Count(log, want) != 1 || !strings.Contains(log, "spec.http[0].route[0].destination.subset") {
+		t.Errorf("the log does not name it once:\n%s", log)
+	}
+}
+
 func TestARestartOfTheControlPlaneResendsNothing(t *testing.T) {
 	c := newControlPlane(t)
 	c.put("ratings", virtualService("3s"))
