@@ -5,8 +5,10 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -100,9 +102,50 @@ func (s *kindSchema) check(object map[string]any) []mistake {
 		errs = append(errs, more...)
 	}
 	for _, e := range errs {
-		out = append(out, mistakeOf(e))
+		m := mistakeOf(e)
+		reword(&m, object)
+		out = append(out, m)
 	}
 	return out
+}
+
+var (
+	oneOfText    = regexp.MustCompile(`^"(.*)" must validate one and only one schema \(oneOf\)`)
+	durationText = "type conversion error from 'string' to 'google.protobuf.Duration'"
+)
+
+// reword says what two of the schemas' own messages mean, which name neither the value nor the way out.
+func reword(m *mistake, object map[string]any) {
+	if path := oneOfText.FindStringSubmatch(m.message); path != nil {
+		m.field = path[1]
+		m.message = "one of the choices that this field has must be made"
+		if chosen, _ := valueAt(object, m.field).(map[string]any); len(chosen) > 1 {
+			m.message = strings.Join(slices.Sorted(maps.Keys(chosen)), " and ") + " exclude each other: keep one"
+		}
+	}
+	if strings.Contains(m.message, durationText) {
+		m.message = quote(valueAt(object, m.field)) + " is not a duration such as 500ms, 2s or 1m"
+	}
+}
+
+// valueAt follows a path such as spec.http[0].timeout; nil when there is nothing.
+func valueAt(object map[string]any, path string) any {
+	var at any = object
+	for _, step := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
+		switch v := at.(type) {
+		case map[string]any:
+			at = v[step]
+		case []any:
+			i, err := strconv.Atoi(step)
+			if err != nil || i < 0 || i >= len(v) {
+				return nil
+			}
+			at = v[i]
+		default:
+			return nil
+		}
+	}
+	return at
 }
 
 // mistake is what is wrong with one field of one object.

@@ -26,8 +26,25 @@ func validate(o runtime.Object) []mistake {
 		c.gateway(spec)
 	case *networking.ServiceEntry:
 		c.serviceEntry(spec)
+	case *networking.Sidecar:
+		c.sidecar(spec)
 	}
 	return c.mistakes
+}
+
+// sidecar checks the hosts of a Sidecar (Istio API: Sidecar.egress[].hosts, "namespace/dnsName").
+func (c *checker) sidecar(s *networking.Sidecar) {
+	for i, e := range s.Egress {
+		for j, host := range e.Hosts {
+			path := at("spec", ".egress[%d].hosts[%d]", i, j)
+			ns, name, ok := strings.Cut(host, "/")
+			if !ok || ns == "" || name == "" {
+				c.fail(path, "%q: write NAMESPACE/HOST, for example \"./%s\" for this namespace or \"*/%s\" for all", host, host, host)
+				continue
+			}
+			c.host(path, name)
+		}
+	}
 }
 
 // checker collects mistakes. Its methods get the path of what they check.
