@@ -79,7 +79,7 @@ spec:
   - {name: app, image: sh, args: [-c, "exec sleep 1000"]}
 `)
 	s := n.until(pod, "ready", ready)
-	equal(t, "PID 1", n.sh(pod, "app", "tr '\\0' ' ' < /proc/1/cmdline"), "sleep 1000")
+	eventually(t, "PID 1 has become sleep", func() bool { return n.sh(pod, "app", "tr '\\0' ' ' < /proc/1/cmdline") == "sleep 1000" })
 	equal(t, "processes", n.sh(pod, "app", "set -- /proc/[0-9]*; echo $#"), "2")
 	equal(t, "hostname", n.sh(pod, "app", "hostname; cat /etc/hostname"), "box\nbox")
 	equal(t, "interfaces", n.sh(pod, "app", "ls /sys/class/net | sort"), "eth0\nlo")
