@@ -19,7 +19,7 @@ import (
 // What a proxy is told must not depend on the way that led to the present mesh: after any history of changes, the World that was derived
 // step by step says the same, byte for byte, as one that is made of the same objects from nothing.
 func TestHistoryLeavesNoTrace(t *testing.T) {
-	histories := 30
+	histories := 20
 	if n, err := strconv.Atoi(os.Getenv("WEFT_HISTORIES")); err == nil {
 		histories = n
 	}

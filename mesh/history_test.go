@@ -16,7 +16,7 @@ import (
 // However the mesh came to be what it is, with snapshots in between or without, of everything or of endpoints alone: it answers
 // every question like one that was made of the same objects at once. And what a snapshot once answered, it answers for ever.
 func TestHistoryLeavesNoTrace(t *testing.T) {
-	histories := 40
+	histories := 20
 	if n, err := strconv.Atoi(os.Getenv("WEFT_HISTORIES")); err == nil {
 		histories = n
 	}
