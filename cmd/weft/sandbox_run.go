@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ func newSandboxRun(f *sandboxFlags) *cobra.Command {
 		Long: `Brings up a sandbox of its own, applies the files, waits until every pod is Ready, runs COMMAND in
 the node's network namespace (cluster DNS and Service addresses work there) and takes all down.
 The exit status is the command's. When this process dies, even by kill -9, the sandbox ends too.`,
-		Example: `  weft sandbox run -f samples/bookinfo -- curl -s http://productpage.default:9080/productpage`,
+		Example: `  weft sandbox run --inject -f samples/bookinfo -- curl -s http://productpage.default:9080/productpage`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := fmt.Sprintf("run-%d", os.Getpid())
@@ -46,7 +47,7 @@ The exit status is the command's. When this process dies, even by kill -9, the s
 			if err != nil {
 				return err
 			}
-			r := &runOnce{dir: d, options: o, docs: docs, namespace: f.namespace, timeout: timeout, argv: args, cmd: cmd, quiet: quiet}
+			r := &runOnce{dir: d, options: o, docs: docs, namespace: f.namespace, inject: u.inject, timeout: timeout, argv: args, cmd: cmd, quiet: quiet}
 			return r.run(cmd.Context())
 		},
 	}
@@ -62,6 +63,7 @@ type runOnce struct {
 	options   sandbox.Options
 	docs      []api.Document
 	namespace string
+	inject    bool
 	timeout   time.Duration
 	argv      []string
 	cmd       *cobra.Command
@@ -91,6 +93,11 @@ func (r *runOnce) run(ctx context.Context) (err error) {
 	}()
 	c := sandbox.NewClient(r.dir)
 	start := time.Now()
+	if r.inject {
+		if err := enableInjection(ctx, c, cmp.Or(r.namespace, "default")); err != nil {
+			return interrupted(ctx, err)
+		}
+	}
 	results, err := c.Apply(ctx, r.docs, api.ApplyOptions{Namespace: r.namespace, Enforce: r.namespace != ""})
 	if err != nil {
 		return serverError(err)

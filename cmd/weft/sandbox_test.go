@@ -321,6 +321,7 @@ func TestPlainPodsBehaveAsUnderKubectl(t *testing.T) {
 	})
 
 	t.Run("scale, restart, wait, delete", func(t *testing.T) {
+		c.weft("wait", "--timeout=20s")
 		before := c.weft("get", "pods", "-o", "name")
 		c.weft("scale", "deploy/web", "--replicas=1")
 		c.weft("wait", "--for=jsonpath={.status.replicas}=1", "deploy/web")
@@ -459,6 +460,10 @@ func TestRunPassesTheStatusOnAndLeavesNothing(t *testing.T) {
 		t.Errorf("run of a command that fails: %q %v, want its status 7", out, err)
 	}
 	c.nothingLeft()
+	inject := append([]string{"run", "-q", "--inject", "-n", "shop"}, c.plain...)
+	if out, err := c.try("", append(inject, "--", selfPath(t), "sandbox", "get", "ns", "shop", "--show-labels")...); err != nil || !strings.Contains(out, "istio-injection=enabled") {
+		t.Errorf("run --inject: %v\n%s", err, out)
+	}
 	broken := append([]string{"run", "-q", "-f", "-", "--timeout", "3s"}, c.plain...)
 	if _, err := c.try(strings.Replace(testPods, "[app, serve]", "[app, fail]", 1), append(broken, "--", "true")...); err == nil || !strings.Contains(err.Error(), "not everything got Ready in time") {
 		t.Errorf("run with pods that do not start: %v", err)

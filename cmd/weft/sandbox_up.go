@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/sandbox"
+	"github.com/weft-mesh/weft/sandbox/api"
 )
 
 // upFlags are those of verbs that bring a sandbox up.
@@ -27,6 +28,7 @@ type upFlags struct {
 	withoutMesh bool
 	set         []string
 	proxyImage  string
+	inject      bool
 	verbose     bool
 }
 
@@ -39,6 +41,7 @@ func (u *upFlags) register(cmd *cobra.Command) {
 	f.BoolVar(&u.withoutMesh, "without-mesh", false, "no control plane, only plain pods")
 	f.StringArrayVar(&u.set, "set", nil, "a setting of MeshConfig: KEY=VALUE, dots for nested keys (repeatable)")
 	f.StringVar(&u.proxyImage, "proxy-image", "", "image of the sidecar instead of the default")
+	f.BoolVar(&u.inject, "inject", false, "label the namespace (-n, or default) istio-injection=enabled, and make it if need be")
 	f.BoolVarP(&u.verbose, "verbose", "v", false, "let the daemon log what it does")
 	must(cmd.RegisterFlagCompletionFunc("ip-family", cobra.FixedCompletions([]string{"ipv4", "ipv6", "dual"}, cobra.ShellCompDirectiveNoFileComp)))
 }
@@ -134,8 +137,13 @@ func newSandboxUp(f *sandboxFlags) *cobra.Command {
 			if err := sandbox.Up(cmd.Context(), d, o, progress(out)); err != nil {
 				return interrupted(cmd.Context(), err)
 			}
+			if u.inject {
+				if err := enableInjection(cmd.Context(), sandbox.NewClient(d), f.ns()); err != nil {
+					return err
+				}
+			}
 			fmt.Fprintf(out, "ready after %s\n", duration(time.Since(start)))
-			printNext(out, d, o)
+			printNext(out, d, o, u.inject)
 			return nil
 		},
 	}
@@ -151,7 +159,22 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
-func printNext(out io.Writer, d sandbox.Dir, o sandbox.Options) {
+// enableInjection labels a namespace, which need not exist.
+func enableInjection(ctx context.Context, c *sandbox.Client, namespace string) error {
+	text := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %q, labels: {istio-injection: enabled}}\n", namespace)
+	results, err := c.Apply(ctx, []api.Document{{File: "--inject", Line: 1, Text: text}}, api.ApplyOptions{})
+	if err != nil {
+		return serverError(err)
+	}
+	for _, r := range results {
+		if r.Error != "" {
+			return errors.New(r.Error)
+		}
+	}
+	return nil
+}
+
+func printNext(out io.Writer, d sandbox.Dir, o sandbox.Options, injecting bool) {
 	flag := ""
 	if d.Name() != "default" {
 		flag = " --name " + d.Name()
@@ -161,9 +184,12 @@ func printNext(out io.Writer, d sandbox.Dir, o sandbox.Options) {
 	}
 	fmt.Fprintln(out, "\nTry next:")
 	try := func(what, why string) { fmt.Fprintf(out, "  weft sandbox%s %-52s # %s\n", flag, what, why) }
-	if o.WithoutMesh {
+	switch {
+	case o.WithoutMesh:
 		try("apply -f FILE", "plain pods: this sandbox has no control plane")
-	} else {
+	case injecting:
+		try("apply -f samples/bookinfo", "an application")
+	default:
 		try("label namespace default istio-injection=enabled", "pods made from now on get a sidecar")
 		try("apply -f samples/bookinfo", "an application")
 	}

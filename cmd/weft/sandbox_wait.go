@@ -101,14 +101,25 @@ func newSandboxWait(f *sandboxFlags) *cobra.Command {
 	var all bool
 	timeout := 30 * time.Second
 	cmd := &cobra.Command{
-		Use:   "wait --for=condition=NAME[=VALUE]|delete|jsonpath={...}[=VALUE] TYPE/NAME... | TYPE -l SELECTOR",
-		Short: "Wait until objects are as wanted",
-		Example: `  weft sandbox wait --for=condition=Ready pods --all --timeout=60s
+		Use:   "wait [--for=condition=NAME[=VALUE]|delete|jsonpath={...}[=VALUE] TYPE/NAME... | TYPE -l SELECTOR]",
+		Short: "Wait until objects are as wanted, or until everything is ready",
+		Long: `Waits until the named objects are as wanted. Without arguments, waits until every workload and every pod of the
+sandbox is ready.`,
+		Example: `  weft sandbox wait --timeout=60s
+  weft sandbox wait --for=condition=Ready pods --all --timeout=60s
   weft sandbox wait --for=condition=Available deploy/web
   weft sandbox wait --for=delete pod/web-0`,
-		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: f.completeTargets,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && !cmd.Flags().Changed("for") {
+				c, err := f.client()
+				if err != nil {
+					return err
+				}
+				ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+				defer cancel()
+				return serverError(c.WaitReady(ctx))
+			}
 			met, err := show.ParseCondition(condition)
 			if err != nil {
 				return err
