@@ -14,7 +14,7 @@ FUZZTIME    ?= 60s
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: $(PROGRAMS:%=bin/%) bin/samples ## the programs, in bin/
+build: $(PROGRAMS:%=bin/%) bin/samples bin/testapp ## the programs, in bin/
 
 demo: build bin/envoy bin/cni/portmap ## Bookinfo through real sidecars on this machine (root); KEEP=1 leaves it running
 	@go run ./e2e/demo $(if $(KEEP),--keep)
@@ -49,6 +49,9 @@ tools: bin/envoy bin/cni/portmap bin/netfilter/complete ## what tests and the de
 # go build decides what is stale.
 $(PROGRAMS:%=bin/%): FORCE
 	@$(GOBUILD) -o $@ ./cmd/$(@F)
+
+bin/testapp: FORCE
+	@$(GOBUILD) -o $@ ./e2e/testapp
 
 bin/samples: FORCE
 	@mkdir -p $@ && $(GOBUILD) -o $@ ./samples/...

@@ -81,6 +81,7 @@ func (d *demo) run(ctx context.Context) error {
 		{"apiVersion: v1\nkind: Namespace\nmetadata: {name: outside}\n", []string{"apply", "-f", "-"}},
 		{"", []string{"apply", "-f", "samples/bookinfo/bookinfo.yaml", "-f", "samples/bookinfo/ingressgateway.yaml", "-f", "samples/bookinfo/networking/bookinfo-gateway.yaml"}},
 		{visitor.YAML(), []string{"apply", "-n", "outside", "-f", "-"}},
+		{"", []string{"rollout", "status", "-n", "outside", "deploy/" + visitor.Deployment(), "--timeout=30s"}},
 	}
 	for _, s := range steps {
 		if _, err := d.cluster.Run(ctx, s.stdin, s.args...); err != nil {
