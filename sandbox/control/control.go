@@ -187,6 +187,12 @@ func (c *Control) routePod(ctx context.Context, e store.Event) {
 			c.queue.Add(store.KeyOf(svc))
 		}
 	}
+	// A Deployment that recreates waits for the end of its old pods, which changes nothing of their ReplicaSet.
+	if rs := c.parent(e.Object); rs != nil && (e.Type == store.Deleted || finished(e.Object.(*corev1.Pod))) {
+		if top := c.parent(rs); top != nil {
+			c.queue.Add(store.KeyOf(top))
+		}
+	}
 	c.pods.route(ctx, e)
 }
 

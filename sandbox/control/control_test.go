@@ -269,6 +269,31 @@ func TestARollingUpdateNeverGoesBelowWhatIsAllowed(t *testing.T) {
 	}
 }
 
+func TestRecreateStartsTheNewPodsWhenTheOldOnesAreGone(t *testing.T) {
+	w := start(t)
+	w.apply(workload("Deployment", "web", "ready:1", 2) + "  strategy: {type: Recreate}\n")
+	w.until("2 ready", func() bool { return w.readyPods("ready:1") == 2 })
+	// The last old pod stops long after its ReplicaSet has said that it has none.
+	emptied := func() bool {
+		for _, rs := range store.List[*appsv1.ReplicaSet](w.c.store(), "replicasets.apps", "", nil) {
+			if rs.Status.Replicas > 0 {
+				return false
+			}
+		}
+		return true
+	}
+	w.node.mu.Lock()
+	w.node.onStop = func(*corev1.Pod) {
+		w.until("no replicas in any status", emptied)
+		if n := len(w.pods("ready:2")); n > 0 {
+			w.Errorf("%d new pods beside the old ones", n)
+		}
+	}
+	w.node.mu.Unlock()
+	w.apply(workload("Deployment", "web", "ready:2", 2) + "  strategy: {type: Recreate}\n")
+	w.until("2 new ones", func() bool { return w.readyPods("ready:2") == 2 && len(w.pods("")) == 2 })
+}
+
 func TestAnUpdateThatDoesNotGetReadyLeavesTheOldPodsServing(t *testing.T) {
 	w := start(t)
 	w.apply(workload("Deployment", "web", "ready:1", 2) + "  strategy: {rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}\n" + "---\n" + service)
