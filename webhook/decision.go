@@ -170,7 +170,11 @@ func (in *Injector) podDecision(pod *corev1.Pod, asked Decision) Decision {
 	var warnings []string
 	switch value {
 	case "true":
-		return Decision{Inject: true, Reason: reason, Message: fmt.Sprintf("%s; pod %s %s=true", asked.Message, from, labelInject)}
+		said := fmt.Sprintf("pod %s %s=true", from, labelInject)
+		if asked.Message != said {
+			said = asked.Message + "; " + said
+		}
+		return Decision{Inject: true, Reason: reason, Message: said}
 	case "false":
 		return Decision{Reason: PodOptedOut, Message: fmt.Sprintf("pod %s %s=false", from, labelInject)}
 	case "":
