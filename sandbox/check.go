@@ -29,21 +29,24 @@ func (f meshFault) Error() string {
 func (f meshFault) FieldPath() string { return f.field }
 
 // checkMesh decodes a mesh object as weftd will, with the CRDs' schemas and CEL rules.
-func checkMesh(o store.Object) error {
+func checkMesh(o store.Object) (warnings []error, err error) {
 	b, err := json.Marshal(o)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, _, err = manifest.Decode(bytes.NewReader(b), "")
+	_, found, err := manifest.Decode(bytes.NewReader(b), "")
+	for _, w := range found {
+		warnings = append(warnings, meshFault{w.Field, w.Message})
+	}
 	var faults manifest.Errors
 	if errors.As(err, &faults) {
 		var out []error
 		for _, f := range faults {
 			out = append(out, meshFault{f.Field, f.Message})
 		}
-		return errors.Join(out...)
+		return warnings, errors.Join(out...)
 	}
-	return err
+	return warnings, err
 }
 
 // oldestKernel is the first with everything the sandbox and the plugin use

@@ -149,6 +149,9 @@ func (f *sandboxFlags) apply(cmd *cobra.Command, docs []api.Document, create, dr
 	}
 	failed := false
 	for _, r := range results {
+		for _, w := range r.Warnings {
+			fmt.Fprintln(cmd.ErrOrStderr(), "Warning: "+w)
+		}
 		if r.Error != "" {
 			failed = true
 			fmt.Fprintln(cmd.ErrOrStderr(), "weft: "+r.Error)

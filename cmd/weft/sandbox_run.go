@@ -103,6 +103,9 @@ func (r *runOnce) run(ctx context.Context) (err error) {
 		return serverError(err)
 	}
 	for _, res := range results {
+		for _, w := range res.Warnings {
+			fmt.Fprintln(r.cmd.ErrOrStderr(), "Warning: "+w)
+		}
 		if res.Error != "" {
 			return errors.New(res.Error)
 		}

@@ -17,6 +17,9 @@ import (
 // itself is all it looks at.
 func validate(o runtime.Object) []mistake {
 	c := &checker{}
+	if why, ok := withoutEffect[o.GetObjectKind().GroupVersionKind().Kind]; ok {
+		c.warn("", "%s", why)
+	}
 	switch spec := mesh.SpecOf(o).(type) {
 	case *networking.VirtualService:
 		c.virtualService(spec)
@@ -30,6 +33,20 @@ func validate(o runtime.Object) []mistake {
 		c.sidecar(spec)
 	}
 	return c.mistakes
+}
+
+// withoutEffect are kinds that are read and checked, and that nothing acts on yet. Nobody may believe that they are in force.
+var withoutEffect = map[string]string{
+	"AuthorizationPolicy":   "is NOT ENFORCED by this version of weft: what it denies is let through",
+	"RequestAuthentication": "is NOT ENFORCED by this version of weft: tokens are not looked at",
+	"EnvoyFilter":           "has no effect in this version of weft",
+	"ProxyConfig":           "has no effect in this version of weft: use MeshConfig's defaultConfig or the pod annotation proxy.istio.io/config",
+	"Sidecar":               "has no effect in this version of weft: proxies get everything that is visible to them",
+	"Telemetry":             "has no effect in this version of weft: MeshConfig's accessLogFile turns access logs on",
+	"TrafficExtension":      "has no effect in this version of weft",
+	"WasmPlugin":            "has no effect in this version of weft",
+	"WorkloadEntry":         "has no effect in this version of weft: write the endpoints into a ServiceEntry",
+	"WorkloadGroup":         "has no effect in this version of weft",
 }
 
 // sidecar checks the hosts of a Sidecar (Istio API: Sidecar.egress[].hosts, "namespace/dnsName").

@@ -79,7 +79,7 @@ func TestABrokenManifestIsRefusedWithFileAndLine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t)
-			s.Mesh = func(o store.Object) error { return badField{"spec.http[0].timeout"} }
+			s.Mesh = func(o store.Object) ([]error, error) { return nil, badField{"spec.http[0].timeout"} }
 			good := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: good}\n"
 			docs := append(Split("good.yaml", []byte(good)), Split("m.yaml", []byte(c.text))...)
 			_, err := s.Apply(t.Context(), docs, ApplyOptions{})

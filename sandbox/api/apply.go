@@ -38,6 +38,8 @@ type Result struct {
 	Verb   string `json:"verb"`   // created, configured, unchanged
 	Note   string `json:"note,omitempty"`
 	Error  string `json:"error,omitempty"`
+	// Warnings are about an object that is accepted all the same.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 type placed struct {
@@ -124,7 +126,8 @@ func (s *Server) check(all []placed) (faults []error) {
 			faults = append(faults, fmt.Errorf("%s: %s %q: %w", p.doc.Place(p.doc.lineOf(e.Field)), kind.Kind, p.obj.GetName(), e))
 		}
 		if kind.IsMesh() && s.Mesh != nil {
-			for _, err := range each(s.Mesh(trial)) {
+			_, err := s.Mesh(trial)
+			for _, err := range each(err) {
 				faults = append(faults, fmt.Errorf("%s: %s %q: %w", p.doc.Place(p.doc.lineOf(errorField(err))), kind.Kind, p.obj.GetName(), err))
 			}
 		}
@@ -154,6 +157,13 @@ func errorField(err error) string {
 
 func (s *Server) applyOne(ctx context.Context, kind *store.Kind, p placed, opt ApplyOptions) Result {
 	r := Result{Object: kind.Printed() + "/" + p.obj.GetName(), Note: kind.Note}
+	if kind.IsMesh() && s.Mesh != nil {
+		warnings, _ := s.Mesh(p.obj) // errors are found when it is stored
+		for _, w := range warnings {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("%s: %s %q: %s", p.doc.Place(p.doc.lineOf(errorField(w))), kind.Kind, p.obj.GetName(), w))
+		}
+	}
+	ctx = WithWarnings(ctx, func(text string) { r.Warnings = append(r.Warnings, p.doc.Place(0)+": "+text) })
 	fail := func(err error) Result {
 		r.Error = fmt.Sprintf("%s: %s", p.doc.Place(0), Message(err))
 		return r

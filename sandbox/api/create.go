@@ -25,8 +25,8 @@ type Server struct {
 	Store    *store.Store
 	Networks Networks
 	Reserved []netip.Addr // addresses of the service range that no service gets
-	// Mesh checks an object of a mesh kind; its error names the field. Nil accepts everything.
-	Mesh func(store.Object) error
+	// Mesh checks an object of a mesh kind; warnings and errors name the field. Nil accepts everything.
+	Mesh func(store.Object) (warnings []error, err error)
 	// Webhook calls admission webhooks; its Root must be set before the first webhook configuration exists.
 	Webhook *Webhook
 	Now     func() time.Time // nil means time.Now
@@ -97,7 +97,7 @@ func (s *Server) checkMesh(kind *store.Kind, o store.Object) error {
 	if !kind.IsMesh() || s.Mesh == nil {
 		return nil
 	}
-	if err := s.Mesh(o); err != nil {
+	if _, err := s.Mesh(o); err != nil {
 		return &apierrors.StatusError{ErrStatus: metav1.Status{
 			Status: metav1.StatusFailure, Code: 422, Reason: metav1.StatusReasonInvalid,
 			Message: fmt.Sprintf("%s %q is invalid: %v", kind.Printed(), o.GetName(), err),

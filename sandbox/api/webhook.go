@@ -167,10 +167,10 @@ func (w *Webhook) call(ctx context.Context, s *store.Store, hook *admissionregis
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("the webhook answered %s: %s", resp.Status, strings.TrimSpace(string(answer)))
 	}
-	return applyAnswer(hook.Name, uid, pod, raw, answer)
+	return applyAnswer(ctx, hook.Name, uid, pod, raw, answer)
 }
 
-func applyAnswer(name string, uid types.UID, pod *corev1.Pod, raw, answer []byte) (*corev1.Pod, error) {
+func applyAnswer(ctx context.Context, name string, uid types.UID, pod *corev1.Pod, raw, answer []byte) (*corev1.Pod, error) {
 	var review admissionv1.AdmissionReview
 	if err := json.Unmarshal(answer, &review); err != nil {
 		return nil, fmt.Errorf("the webhook's answer is not an AdmissionReview: %w", err)
@@ -178,6 +178,9 @@ func applyAnswer(name string, uid types.UID, pod *corev1.Pod, raw, answer []byte
 	r := review.Response
 	if r == nil || r.UID != uid {
 		return nil, errors.New("the webhook's answer has no response for this request")
+	}
+	for _, text := range r.Warnings {
+		warn(ctx, text)
 	}
 	if !r.Allowed {
 		code, msg := int32(http.StatusForbidden), "without explanation"

@@ -96,6 +96,25 @@ func TestADenialReachesTheUserInTheWebhooksWords(t *testing.T) {
 	}
 }
 
+func TestWarningsReachTheUserWithFileAndLine(t *testing.T) {
+	s := newServer(t)
+	s.Mesh = func(store.Object) ([]error, error) { return []error{badField{"spec.hosts"}}, nil }
+	startWebhook(t, s, "", func(*admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+		return &admissionv1.AdmissionResponse{Allowed: true, Warnings: []string{"annotation x has no effect"}}
+	})
+	text := "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, image: a}]}\n---\n" +
+		"apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec:\n  hosts: [a]\n"
+	results, err := s.Apply(t.Context(), Split("m.yaml", []byte(text)), ApplyOptions{})
+	if err != nil || len(results) != 2 {
+		t.Fatal(results, err)
+	}
+	for i, want := range []string{"m.yaml:1: annotation x has no effect", `m.yaml:10: VirtualService "v": spec.hosts: bad`} {
+		if got := results[i].Warnings; len(got) != 1 || got[0] != want {
+			t.Errorf("%s: warnings %q, want %q", results[i].Object, got, want)
+		}
+	}
+}
+
 func TestSelectorsDecideWhoIsSentToTheWebhook(t *testing.T) {
 	s := newServer(t)
 	calls := 0

@@ -282,13 +282,17 @@ func (c *Control) createPod(ctx context.Context, owner store.Object, name string
 	if change != nil {
 		change(pod)
 	}
+	tell := func(kind, reason, message string) {
+		c.Event(owner, kind, reason, message)
+		if top := c.parent(owner); top != nil {
+			c.Event(top, kind, reason, message)
+		}
+	}
+	// A cluster's controllers keep what a webhook warns of to themselves.
+	ctx = api.WithWarnings(ctx, func(text string) { tell(corev1.EventTypeWarning, "AdmissionWarning", text) })
 	made, err := c.API.Create(ctx, pod)
 	if err != nil {
-		msg := "Error creating: " + stripped(err)
-		c.Event(owner, corev1.EventTypeWarning, "FailedCreate", msg)
-		if top := c.parent(owner); top != nil {
-			c.Event(top, corev1.EventTypeWarning, "FailedCreate", msg)
-		}
+		tell(corev1.EventTypeWarning, "FailedCreate", "Error creating: "+stripped(err))
 		return err
 	}
 	c.Event(owner, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: "+made.GetName())
