@@ -94,6 +94,19 @@ func ParseMeshConfig(text string) (*meshconfig.MeshConfig, []string, error) {
 	config := DefaultMeshConfig()
 	providers := config.ExtensionProviders
 	warnings := overlay(config.ProtoReflect(), written.ProtoReflect(), raw, "")
+	for _, idle := range []struct {
+		written bool
+		field   string
+	}{
+		{len(written.DiscoverySelectors) > 0, "discoverySelectors"},
+		{len(written.ServiceSettings) > 0, "serviceSettings"},
+		{written.Ca != nil, "ca"},
+		{written.GetDefaultConfig().GetTracing() != nil, "defaultConfig.tracing"},
+	} {
+		if idle.written {
+			warnings = append(warnings, idle.field+" has no effect in this version of weft")
+		}
+	}
 	config.ExtensionProviders = providers
 	for _, p := range written.ExtensionProviders {
 		replaced := false

@@ -45,7 +45,8 @@ noSuchField: 1
 	if !slices.Equal(names, []string{"prometheus", "envoy", "otel"}) || config.ExtensionProviders[1].GetEnvoyFileAccessLog().Path != "/dev/stderr" {
 		t.Errorf("providers: %v", config.ExtensionProviders)
 	}
-	if len(warnings) != 2 || !strings.HasPrefix(warnings[0], "noSuchField") || !strings.HasPrefix(warnings[1], "extensionProviders[1].opentelemetry.prot ") {
+	if len(warnings) != 3 || !strings.HasPrefix(warnings[0], "noSuchField") || !strings.HasPrefix(warnings[1], "extensionProviders[1].opentelemetry.prot ") ||
+		warnings[2] != "defaultConfig.tracing has no effect in this version of weft" {
 		t.Errorf("warnings: %q", warnings)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/weft-mesh/weft/mesh"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	networking "istio.io/api/networking/v1alpha3"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -19,6 +20,9 @@ func validate(o runtime.Object) []mistake {
 	c := &checker{}
 	if why, ok := withoutEffect[o.GetObjectKind().GroupVersionKind().Kind]; ok {
 		c.warn("", "%s", why)
+	}
+	if spec, ok := mesh.SpecOf(o).(protoreflect.ProtoMessage); ok {
+		c.idle("spec", spec.ProtoReflect())
 	}
 	switch spec := mesh.SpecOf(o).(type) {
 	case *networking.VirtualService:
