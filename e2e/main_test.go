@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +15,13 @@ import (
 	"github.com/weft-mesh/weft/e2e/kit"
 )
 
-const sandboxName = "e2e"
+// Two checkouts may test at the same time: the sandbox is named after its own.
+var sandboxName = func() string {
+	dir, _ := os.Getwd() // empty at worst: the name is then shared
+	h := fnv.New32a()
+	h.Write([]byte(dir))
+	return fmt.Sprintf("e2e-%08x", h.Sum32())
+}()
 
 var sandboxNode = Node{StateDir: "/run/weft/sandbox/" + sandboxName}
 
