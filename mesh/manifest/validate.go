@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/weft-mesh/weft/mesh"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	networking "istio.io/api/networking/v1alpha3"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -21,7 +20,7 @@ func validate(o runtime.Object) []mistake {
 	if why, ok := withoutEffect[o.GetObjectKind().GroupVersionKind().Kind]; ok {
 		c.warn("", "%s", why)
 	}
-	if spec, ok := mesh.SpecOf(o).(protoreflect.ProtoMessage); ok {
+	if spec := mesh.SpecOf(o); spec != nil {
 		c.idle("spec", spec.ProtoReflect())
 	}
 	switch spec := mesh.SpecOf(o).(type) {
