@@ -185,7 +185,7 @@ func (d *daemon) prepare(hostNS *os.File) error {
 		Store: d.store, Networks: d.plan.networks(), Reserved: d.plan.reserved(), Mesh: checkMesh,
 		Webhook: &api.Webhook{Root: d.meshRoot},
 	}
-	d.control = &control.Control{API: d.api, Node: nodeName, Settle: d.network.Settle, Log: d.log, RootConfig: func() map[string]string {
+	d.control = &control.Control{API: d.api, Node: nodeName, Log: d.log, RootConfig: func() map[string]string {
 		if pem := d.meshRoot(); pem != nil {
 			return identity.RootConfigMap(pem)
 		}

@@ -31,9 +31,6 @@ type Control struct {
 	API     *api.Server
 	Kubelet Kubelet
 	Node    string // name of the Node object pods are bound to
-	// Settle returns when DNS and service addresses reflect the endpoints in the store. A
-	// pod's processes are only stopped after that. Nil means at once.
-	Settle func(context.Context)
 	// RootConfig is the data of the ConfigMap istio-ca-root-cert; nil until the mesh root exists.
 	RootConfig func() map[string]string
 	Log        *slog.Logger

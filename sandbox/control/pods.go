@@ -17,8 +17,8 @@ import (
 )
 
 // podWorkers hands pods to the kubelet side: a pod that appears is bound to the
-// node and started; one that is marked for deletion leaves the endpoints, is
-// stopped, and only then leaves the store.
+// node and started; one that is marked for deletion is stopped, while the
+// endpoints controller takes it out of the endpoints, and then leaves the store.
 type podWorkers struct {
 	control *Control
 	mu      sync.Mutex
@@ -105,17 +105,8 @@ func (w *podWorkers) stop(ctx context.Context, pod *corev1.Pod, r *runningPod) {
 	c := w.control
 	defer c.stopping.Done()
 	defer r.hurry()
-	// First nobody sends it anything new any more, then it is told to stop.
-	for _, svc := range store.List[*corev1.Service](c.store(), "services", pod.Namespace, nil) {
-		if len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(pod.Labels)) {
-			if err := c.syncEndpoints(ctx, store.KeyOf(svc)); err != nil {
-				c.Log.Warn("endpoints of a stopping pod", "service", svc.Name, "err", err)
-			}
-		}
-	}
-	if c.Settle != nil {
-		c.Settle(ctx)
-	}
+	// The endpoints controller and kubelet see the deletion at the same moment and wait for nobody, as on a cluster: for a while,
+	// requests still come to a pod that was told to stop.
 	if r.started {
 		c.Event(pod, corev1.EventTypeNormal, "Killing", "Stopping the pod's containers")
 		if err := c.Kubelet.Stop(ctx, pod.UID, time.Duration(r.grace)*time.Second); err != nil && !errors.Is(err, context.Canceled) {

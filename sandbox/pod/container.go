@@ -326,13 +326,20 @@ func (c *container) lastWords(in *instance) string {
 }
 
 // kill ends an instance: preStop hook, SIGTERM, SIGKILL at the deadline. It returns when the process is gone. Further
-// calls wait for the first.
-func (c *container) kill(in *instance, deadline time.Time) {
+// calls wait for the first. A turn that is not nil holds the signal back until it is closed or the deadline has come.
+func (c *container) kill(in *instance, deadline time.Time, turn <-chan struct{}) {
 	in.ending.Do(func() {
 		ctx, cancel := context.WithDeadline(c.w.hurry, deadline)
 		defer cancel()
 		if time.Until(deadline) > 0 {
 			c.preStop(ctx, in)
+		}
+		if turn != nil {
+			select {
+			case <-turn:
+			case <-ctx.Done():
+			case <-in.done:
+			}
 		}
 		if least := time.Now().Add(minimumGrace); deadline.Before(least) {
 			deadline = least
@@ -361,7 +368,7 @@ func (c *container) stopSignal() unix.Signal {
 }
 
 // end is kill for a pod that stops: it returns when supervise has.
-func (c *container) end(deadline time.Time) {
+func (c *container) end(deadline time.Time, turn <-chan struct{}) {
 	c.w.mu.Lock()
 	in := c.current
 	running := c.state.Running != nil
@@ -369,7 +376,7 @@ func (c *container) end(deadline time.Time) {
 	c.w.mu.Unlock()
 	if in != nil && running {
 		c.w.event(corev1.EventTypeNormal, "Killing", "Stopping container %s", c.spec.Name)
-		c.kill(in, deadline)
+		c.kill(in, deadline, turn)
 	}
 	if begun {
 		<-c.over

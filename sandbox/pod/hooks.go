@@ -30,7 +30,7 @@ func (c *container) postStart(ctx context.Context, in *instance) bool {
 	c.w.event(corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
 	c.w.r.log.Debug("postStart hook failed", "pod", c.w.name(), "container", c.spec.Name, "error", err)
 	c.w.event(corev1.EventTypeNormal, "Killing", "Container %s failed postStart hook", c.spec.Name)
-	c.kill(in, time.Now().Add(in.grace))
+	c.kill(in, time.Now().Add(in.grace), nil)
 	return false
 }
 

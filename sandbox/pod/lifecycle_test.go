@@ -101,6 +101,7 @@ spec:
     image: sh
     restartPolicy: Always
     args: [-c, "trap 'echo first >> /v/order; exit 0' TERM; touch /v/first; while :; do sleep 0.02; done"]
+    lifecycle: {preStop: {exec: {command: [sh, -c, "touch /v/sidecar-hook"]}}}
     volumeMounts: [{name: v, mountPath: /v}]
   - name: second
     image: sh
@@ -110,7 +111,7 @@ spec:
   containers:
   - name: app
     image: sh
-    args: [-c, "trap 'sleep 0.1; echo app >> /v/order; exit 0' TERM; touch /v/app; while :; do sleep 0.02; done"]
+    args: [-c, "trap 'until [ -e /v/sidecar-hook ]; do sleep 0.02; done; echo app >> /v/order; exit 0' TERM; touch /v/app; while :; do sleep 0.02; done"]
     lifecycle: {preStop: {exec: {command: [sh, -c, "echo hook >> /v/order"]}}}
     volumeMounts: [{name: v, mountPath: /v}]
   volumes: [{name: v, hostPath: {path: ` + host + `}}]

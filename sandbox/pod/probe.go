@@ -155,7 +155,7 @@ func (c *container) decide(ctx context.Context, in *instance, kind probeKind, p 
 	if p.TerminationGracePeriodSeconds != nil {
 		grace = time.Duration(*p.TerminationGracePeriodSeconds) * time.Second
 	}
-	c.kill(in, time.Now().Add(grace))
+	c.kill(in, time.Now().Add(grace), nil)
 	return true
 }
 

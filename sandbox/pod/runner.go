@@ -127,7 +127,7 @@ func refuse(pod *corev1.Pod) error {
 	return nil
 }
 
-// Stop ends a pod as kubelet does: preStop hooks and SIGTERM, containers first, then sidecars in reverse order, SIGKILL
+// Stop ends a pod as kubelet does: all preStop hooks at once; SIGTERM to the containers, then to sidecars in reverse order; SIGKILL
 // after grace; then CNI DEL and all that the pod left on the machine is removed, logs too. It returns when that is
 // done, also when ctx ends before: the rest of the grace is then cut short. ErrNotFound when there is no such pod.
 func (r *Runner) Stop(ctx context.Context, uid types.UID, grace time.Duration) error {

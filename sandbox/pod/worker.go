@@ -248,7 +248,9 @@ func (w *worker) work() {
 	}
 }
 
-// finish ends all processes, ordinary ones first and then the sidecars from last to first, and releases the sandbox.
+// finish ends all processes and releases the sandbox, as kubelet does (pkg/kubelet/kuberuntime: killContainer,
+// terminationOrdering): all preStop hooks begin at once, those of sidecars too; ordinary containers get their signal when their
+// hook is done, a sidecar when its hook is done and the ordinary containers and all sidecars after it are gone.
 // Volumes and logs stay until Stop: those of a finished Job are still asked for.
 func (w *worker) finish() {
 	// Nothing may start any more, whatever the reason for finishing.
@@ -260,19 +262,23 @@ func (w *worker) finish() {
 	deadline := w.deadline
 	w.mu.Unlock()
 
-	var all sync.WaitGroup
-	end := func(c *container) { c.end(deadline) }
+	var all, ordinary sync.WaitGroup
 	for _, c := range w.every() {
 		if !c.sidecar {
-			all.Go(func() { end(c) })
+			ordinary.Go(func() { c.end(deadline, nil) })
+		}
+	}
+	gone := make(chan struct{})
+	all.Go(func() { ordinary.Wait(); close(gone) })
+	turn := gone
+	for i := len(w.inits) - 1; i >= 0; i-- {
+		if c := w.inits[i]; c.sidecar {
+			mine, next := turn, make(chan struct{})
+			all.Go(func() { c.end(deadline, mine); close(next) })
+			turn = next
 		}
 	}
 	all.Wait()
-	for i := len(w.inits) - 1; i >= 0; i-- {
-		if w.inits[i].sidecar {
-			end(w.inits[i])
-		}
-	}
 	w.mu.Lock()
 	s := w.sandbox
 	w.sandbox = nil
