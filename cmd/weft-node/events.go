@@ -22,6 +22,8 @@ const (
 	reasonChainBroken  = "MeshCNIBroken"        // node: new pods are made without the plugin
 	reasonChainReady   = "MeshCNIReady"         // node: the plugin is last in the chain
 	reasonInotifyLow   = "InotifyLimitLow"      // node: it can hold only so many sidecars
+	reasonRemoved      = "MeshCNIRemoved"       // node: everything is undone
+	reasonRemoveFailed = "MeshCNIRemoveFailed"  // node: something is not undone; tried again
 )
 
 // teller writes events where users look, and the log.
@@ -78,6 +80,17 @@ func (t teller) chain(file, problem string) {
 func (t teller) inotifyLow(text string) {
 	t.log.Warn(text)
 	t.event(t.self(), corev1.EventTypeWarning, reasonInotifyLow, text)
+}
+
+// uninstalled tells how the uninstallation stands.
+func (t teller) uninstalled(err error) {
+	if err != nil {
+		t.log.Error("not everything is undone, trying again", "error", err)
+		t.event(t.self(), corev1.EventTypeWarning, reasonRemoveFailed, fmt.Sprintf("weft-cni is not uninstalled yet: %v", err))
+		return
+	}
+	t.log.Info("weft-cni is uninstalled from this node; waiting to be stopped", "node", t.node)
+	t.event(t.self(), corev1.EventTypeNormal, reasonRemoved, "weft-cni and its entry in the network configuration were taken back")
 }
 
 // self is the node as kubelet's own events name it.

@@ -70,6 +70,9 @@ func newCommand() *cobra.Command {
 
 Ending it changes nothing on the node, so that pods created while it restarts or is upgraded are redirected. "weft-node uninstall" takes
 back what it did.`,
+		Example: `  weft-node --node-name worker-1 --kubeconfig /etc/kubernetes/kubelet.conf
+  weft-node --without-api --cni-bin-dir /usr/lib/cni
+  weft-node uninstall`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -81,14 +84,12 @@ back what it did.`,
 			return run(cmd.Context(), o, log)
 		},
 	}
-	p := cmd.PersistentFlags()
-	p.SortFlags = false
-	p.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "the container runtime's `DIR` of CNI plugins")
-	p.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d", "the container runtime's `DIR` of network configurations")
-	p.StringVar(&o.stateDir, "state-dir", "/var/lib/weft/node", "`DIR` that remembers what was done to the node; it must survive a reboot")
-
-	f := cmd.Flags()
+	// All flags are the subcommand's too: an installer turns a DaemonSet's arguments into an uninstallation by putting two words before them.
+	f := cmd.PersistentFlags()
 	f.SortFlags = false
+	f.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "the container runtime's `DIR` of CNI plugins")
+	f.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d", "the container runtime's `DIR` of network configurations")
+	f.StringVar(&o.stateDir, "state-dir", "/var/lib/weft/node", "`DIR` that remembers what was done to the node; it must survive a reboot")
 	f.StringVar(&o.node, "node-name", os.Getenv("NODE_NAME"), "`NAME` of this node (default: $NODE_NAME)")
 	f.StringVar(&o.binary, "cni-binary", besideUs(node.PluginType), "`FILE` with the plugin to install")
 	f.StringVar(&o.ownList, "own-conflist", "", "write a list of our own under this file `NAME`, which must sort before the network's, instead of adding to the network's list")
@@ -108,20 +109,6 @@ back what it did.`,
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	cmd.AddCommand(uninstallCommand(&o))
 	return cmd
-}
-
-func uninstallCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "uninstall",
-		Short: "Take back what weft-node did to this node's network configuration, and remove the plugin",
-		Long: `uninstall undoes exactly what is written down in --state-dir: the entry goes before the binary that it names, a converted configuration
-comes back under its old name, and files that became somebody else's stay. A weft-node that is still running does not install again.
-
-Run it when the mesh is removed from a node, never as a preStop hook: a DaemonSet also stops its pods when it upgrades them. Pods
-that are redirected stay so until they end.`,
-		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return o.installation().Uninstall() },
-	}
 }
 
 func (o *options) installation() *node.Installation {

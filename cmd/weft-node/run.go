@@ -214,11 +214,16 @@ func (a *agent) monitor(ctx context.Context, registry *prometheus.Registry) erro
 			fmt.Fprintln(w, "warning:", a.warning)
 		}
 	})
-	l, err := net.Listen("tcp", a.monitoring)
+	return serve(ctx, a.monitoring, mux)
+}
+
+// serve answers HTTP on an address until ctx ends.
+func serve(ctx context.Context, address string, h http.Handler) error {
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("--monitoring-address: %w", err)
 	}
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
 	if err := s.Serve(l); ctx.Err() == nil {

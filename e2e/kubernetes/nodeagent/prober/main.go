@@ -1,0 +1,120 @@
+// prober is the workload of the node agent's tests. `prober probe` is an app that tries from its first instruction on to talk around the mesh,
+// and writes down each time that what it sees changes; `prober sidecar` stands in for Envoy: it takes what the kernel redirects to
+// it and answers kubelet's proof (ports 15098 and 15099) by the same rules. No mesh is needed, so a test sees the node agent's work alone.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+func main() {
+	var err error
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == "probe":
+		err = probe(os.Args[2:])
+	case len(os.Args) > 1 && os.Args[1] == "sidecar":
+		err = sidecar()
+	default:
+		err = fmt.Errorf("usage: prober probe [--for DURATION] HOST:PORT... | sidecar")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "prober: "+err.Error())
+		os.Exit(1)
+	}
+}
+
+// What a listener says, so that a connection shows where it ended.
+const (
+	outside = "outside" // the test's listener, beyond the pod: the connection was not redirected
+	taken   = "sidecar" // it was redirected
+)
+
+const each = 10 * time.Millisecond
+
+// probe connects over and over, and prints "UNIXNANO TARGET WHAT" for the first attempt at each target and whenever the outcome changes.
+func probe(args []string) error {
+	f := flag.NewFlagSet("probe", flag.ContinueOnError)
+	limit := f.Duration("for", 0, "end with success after this time (default: on SIGTERM)")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	var over <-chan time.Time
+	if *limit > 0 {
+		over = time.After(*limit)
+	}
+	tick := time.NewTicker(each)
+	saw := map[string]string{}
+	for {
+		for _, target := range f.Args() {
+			if now := attempt(target); now != saw[target] {
+				saw[target] = now
+				fmt.Println(time.Now().UnixNano(), target, now)
+			}
+		}
+		select {
+		case <-stop:
+			return nil
+		case <-over:
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// attempt is what the other side calls itself, or "nothing" when nobody answered.
+func attempt(target string) string {
+	c, err := net.DialTimeout("tcp", target, time.Second)
+	if err != nil {
+		return "nothing"
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return "nothing"
+	}
+	said := make([]byte, len(outside))
+	if _, err := io.ReadFull(c, said); err != nil {
+		return "nothing"
+	}
+	return string(said)
+}
+
+// sidecar listens where Envoy would. It must run as user 1337.
+func sidecar() error {
+	outbound, err := net.Listen("tcp", ":15001")
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			c, err := outbound.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(c, taken)
+			c.Close()
+		}
+	}()
+	proof := net.JoinHostPort(os.Getenv("POD_IP"), "15098") // nobody listens there: only the outbound rules turn it around
+	inbound := &http.Server{Addr: ":15006", ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if got := attempt(proof); got != taken {
+			http.Error(w, fmt.Sprintf("%s: %s", proof, got), http.StatusServiceUnavailable)
+		}
+	})}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	go func() { <-stop; inbound.Close() }()
+	if err := inbound.ListenAndServe(); err != http.ErrServerClosed {
+		return err
+	}
+	return nil
+}
