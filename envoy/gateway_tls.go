@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,11 +25,15 @@ func (v *view) admitTLS(s *gatewayServer, refuse func(field, message string) boo
 		return refuse("tls.mode", "AUTO_PASSTHROUGH is for traffic between networks, which is not supported yet")
 	}
 	switch {
-	case t.GetCredentialName() != "" || len(t.GetCredentialNames()) > 0:
-		return refuse("tls.credentialName", "certificates from Secrets are not supported yet; mount them into the gateway and name the files in serverCertificate and privateKey")
-	case t.GetServerCertificate() == "" || t.GetPrivateKey() == "":
-		return refuse("tls", "mode "+t.GetMode().String()+" needs serverCertificate and privateKey")
-	case needsClientCertificate(t) && t.GetCaCertificates() == "":
+	case usesSecrets(t):
+		for field, name := range credentialFields(t) {
+			if fault := mesh.CredentialNameFault(name); fault != "" {
+				return refuse("tls."+field, fmt.Sprintf("%q: %s", name, fault))
+			}
+		}
+	case len(t.GetTlsCertificates()) == 0 && (t.GetServerCertificate() == "" || t.GetPrivateKey() == ""):
+		return refuse("tls", "mode "+t.GetMode().String()+" needs credentialName, or serverCertificate and privateKey")
+	case needsClientCertificate(t) && t.GetCaCertificates() == "" && t.GetCaCertCredentialName() == "":
 		return refuse("tls.caCertificates", "mode "+t.GetMode().String()+" needs the authorities of the clients' certificates")
 	}
 	return true
@@ -113,19 +118,10 @@ func (b *gatewayBuilder) endTLS(s *gatewayServer) *core.TransportSocket {
 	if s.requests() {
 		common.AlpnProtocols = []string{"h2", "http/1.1"}
 	}
-	name := "file-cert:" + t.GetServerCertificate() + "~" + t.GetPrivateKey()
-	common.TlsCertificateSdsSecretConfigs = []*tls.SdsSecretConfig{sdsSecret(name)}
-	b.add(newResource(Secret, name, &tls.Secret{Name: name, Type: &tls.Secret_TlsCertificate{TlsCertificate: &tls.TlsCertificate{
-		CertificateChain: fileSource(t.GetServerCertificate()),
-		PrivateKey:       fileSource(t.GetPrivateKey()),
-		WatchedDirectory: &core.WatchedDirectory{Path: directory(t.GetServerCertificate())},
-	}}}, s.gateway.Ref))
-	if ca := t.GetCaCertificates(); ca != "" && needsClientCertificate(t) {
-		root := "file-root:" + ca
-		b.add(newResource(Secret, root, &tls.Secret{Name: root, Type: &tls.Secret_ValidationContext{ValidationContext: &tls.CertificateValidationContext{
-			TrustedCa:        fileSource(ca),
-			WatchedDirectory: &core.WatchedDirectory{Path: directory(ca)},
-		}}}, s.gateway.Ref))
+	for _, name := range b.certificates(s) {
+		common.TlsCertificateSdsSecretConfigs = append(common.TlsCertificateSdsSecretConfigs, sdsSecret(name))
+	}
+	if root := b.authorities(s); root != "" {
 		common.ValidationContextType = &tls.CommonTlsContext_CombinedValidationContext{
 			CombinedValidationContext: &tls.CommonTlsContext_CombinedCertificateValidationContext{
 				DefaultValidationContext: &tls.CertificateValidationContext{
@@ -158,16 +154,4 @@ func tlsVersion(v networking.ServerTLSSettings_TLSProtocol, auto tls.TlsParamete
 		return tls.TlsParameters_TLSv1_3
 	}
 	return auto
-}
-
-// fileSource is a file of the gateway's pod: its contents never pass through the control plane.
-func fileSource(path string) *core.DataSource {
-	return &core.DataSource{Specifier: &core.DataSource_Filename{Filename: path}}
-}
-
-func directory(path string) string {
-	if i := strings.LastIndexByte(path, '/'); i > 0 {
-		return path[:i]
-	}
-	return "/"
 }

@@ -34,6 +34,7 @@ type Resource struct {
 	Body    []byte     // wire format of the resource message (what goes into Any.value)
 	Segment []byte     // the same as a length-delimited `resources` entry (field 2) of DeltaDiscoveryResponse
 	Causes  []mesh.Ref // the YAML behind it, for NACKs and explain
+	Private bool       // holds a private key: only for the proxy itself, over TLS
 }
 
 // Set is what one scope contains at one version: for each type the resources sorted by name.

@@ -50,12 +50,17 @@ func (s *Store) apply(in Object) error {
 	}
 	meta := metaOf(o, kindOf(in.Object), in.File, in.Line)
 	key := Key{meta.Kind, meta.Namespace, meta.Name}
+	if _, ok := s.unreadable[key]; ok {
+		delete(s.unreadable, key)
+		s.report(key, nil)
+	}
 	p := &s.pending
 	switch o := in.Object.(type) {
 	case *corev1.Namespace:
 		setConfig(s, key, p.namespaces, s.current.namespaces, o.Name, &Namespace{meta})
 	case *corev1.Node:
 		s.setNode(key, o.Name, nodeLocality(o.Labels))
+		s.hosts[o.Name] = nodeOf(o)
 	case *corev1.Service:
 		svc := serviceOf(o, meta, s.opts.ClusterDomain)
 		s.setServices(key, []*Service{svc})
@@ -67,6 +72,8 @@ func (s *Store) apply(in Object) error {
 		if o.Namespace == s.opts.RootNamespace && o.Name == s.opts.MeshConfigMap {
 			return s.setMesh(key, meta.Ref, o.Data["mesh"])
 		}
+	case *corev1.Secret:
+		s.setCredential(key, credentialOf(o, meta.Ref))
 	default:
 		if spec := SpecOf(in.Object); spec != nil {
 			s.setSpec(key, meta, spec)
@@ -84,6 +91,7 @@ func (s *Store) remove(key Key) {
 	case "Node":
 		s.setNode(key, key.Name, Locality{})
 		delete(s.nodes, key.Name)
+		delete(s.hosts, key.Name)
 	case "Service":
 		s.setServices(key, nil)
 	case "Pod":
@@ -94,12 +102,15 @@ func (s *Store) remove(key Key) {
 		if key.Namespace == s.opts.RootNamespace && key.Name == s.opts.MeshConfigMap {
 			_ = s.setMesh(key, Ref{}, "")
 		}
+	case "Secret":
+		s.setCredential(key, nil)
 	case "VirtualService":
 		setConfig(s, key, p.virtualServices, s.current.virtualServiceTable, name, nil)
 	case "DestinationRule":
 		setConfig(s, key, p.destinationRules, s.current.destinationRuleTable, name, nil)
 	case "Gateway":
 		setConfig(s, key, p.gateways, s.current.gatewayTable, name, nil)
+		s.demandOf(name, nil)
 	case "PeerAuthentication":
 		setConfig(s, key, p.peerAuthentications, s.current.peerAuthenticationTable, name, nil)
 	default:
@@ -108,6 +119,7 @@ func (s *Store) remove(key Key) {
 			s.setServices(key, nil)
 		}
 	}
+	delete(s.unreadable, key)
 	if s.problems[key] != nil {
 		s.report(key, nil)
 	}
@@ -133,6 +145,7 @@ func (s *Store) setSpec(key Key, meta Meta, spec proto.Message) {
 		s.report(key, problems)
 	case *networking.Gateway:
 		setConfig(s, key, p.gateways, s.current.gatewayTable, name, &Gateway{Meta: meta, Spec: spec})
+		s.demandOf(name, spec)
 	case *security.PeerAuthentication:
 		setConfig(s, key, p.peerAuthentications, s.current.peerAuthenticationTable, name, &PeerAuthentication{Meta: meta, Spec: spec})
 	case *networking.ServiceEntry:
@@ -175,6 +188,8 @@ func sameConfig[T any](a, b *T) bool {
 	case *PeerAuthentication:
 		b := any(b).(*PeerAuthentication)
 		return a.Meta.equal(&b.Meta) && proto.Equal(a.Spec, b.Spec)
+	case *Credential:
+		return a.equal(any(b).(*Credential))
 	case *Config:
 		b := any(b).(*Config)
 		return a.Meta.equal(&b.Meta) && proto.Equal(a.Spec, b.Spec)
@@ -280,6 +295,7 @@ func (s *Store) setWorkload(key Key, w *Workload) {
 			s.pending.staleEndpoints[id] = struct{}{}
 		}
 	}
+	s.demandBy(old, w)
 	s.pending.workloads[pod] = w
 	s.pending.staleTargets[pod] = struct{}{}
 	s.changedEndpoints(key)

@@ -44,6 +44,7 @@ func (s *Store) buildConfig(prev, n *Snapshot) {
 	config, newMesh := n.mesh.config, n.mesh != prev.mesh
 	n.namespaces = prev.namespaces.with(p.namespaces)
 	n.configs = prev.configs.with(p.configs)
+	n.credentials = prev.credentials.with(p.credentials)
 	if t := prev.services.all.with(p.services); t != prev.services.all || newMesh {
 		n.services = newServiceIndex(t, config.DefaultServiceExportTo, prev.services)
 		for id, svc := range p.services {
@@ -79,6 +80,7 @@ func (s *Store) buildConfig(prev, n *Snapshot) {
 	}
 	clear(p.namespaces)
 	clear(p.configs)
+	clear(p.credentials)
 	clear(p.services)
 	clear(p.virtualServices)
 	clear(p.destinationRules)

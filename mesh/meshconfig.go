@@ -53,7 +53,7 @@ func DefaultMeshConfig() *meshconfig.MeshConfig {
 		},
 		DefaultHttpRetryPolicy: &networking.HTTPRetry{
 			Attempts: 2,
-			RetryOn:  "connect-failure,refused-stream,unavailable,cancelled",
+			RetryOn:  "connect-failure,refused-stream,unavailable,cancelled,reset-before-request",
 		},
 	}
 }

@@ -17,12 +17,13 @@ type Snapshot struct {
 	changes       ChangeSet
 	problems      []Problem
 
-	namespaces *table[Namespace]        // by name
-	services   *serviceIndex            //
-	endpoints  *table[serviceEndpoints] // by serviceID
-	workloads  *table[Workload]         // by "namespace/name"
-	targets    *table[workloadTargets]  // by "namespace/name"
-	configs    *table[Config]           // by "kind/namespace/name"
+	namespaces  *table[Namespace]        // by name
+	services    *serviceIndex            //
+	endpoints   *table[serviceEndpoints] // by serviceID
+	workloads   *table[Workload]         // by "namespace/name"
+	targets     *table[workloadTargets]  // by "namespace/name"
+	configs     *table[Config]           // by "kind/namespace/name"
+	credentials *table[Credential]
 
 	virtualServiceTable     *table[VirtualService] // these four by "namespace/name"
 	destinationRuleTable    *table[DestinationRule]

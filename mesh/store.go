@@ -86,7 +86,10 @@ type Store struct {
 
 	selectingEntries refs[string] // namespace -> serviceIDs of service entries that select workloads
 
-	problems map[Key][]Problem
+	problems   map[Key][]Problem
+	unreadable map[Key]struct{} // those of problems that end when the object is read
+	demand     demand
+	hosts      map[string]Node // by name
 }
 
 // pending is what has been applied since the last snapshot. A nil value is a deletion.
@@ -99,6 +102,7 @@ type pending struct {
 	gateways            map[string]*Gateway
 	peerAuthentications map[string]*PeerAuthentication
 	configs             map[string]*Config
+	credentials         map[string]*Credential
 	mesh                *meshState
 	problems            bool
 
@@ -120,6 +124,7 @@ func newPending() pending {
 		gateways:            map[string]*Gateway{},
 		peerAuthentications: map[string]*PeerAuthentication{},
 		configs:             map[string]*Config{},
+		credentials:         map[string]*Credential{},
 		staleEndpoints:      map[string]struct{}{},
 		staleTargets:        map[string]struct{}{},
 		movedNodes:          map[string]struct{}{},
@@ -158,6 +163,9 @@ func NewStore(opts Options) *Store {
 
 		selectingEntries: refs[string]{},
 		problems:         map[Key][]Problem{},
+		demand:           newDemand(),
+		unreadable:       map[Key]struct{}{},
+		hosts:            map[string]Node{},
 	}
 	s.current = s.empty()
 	return s

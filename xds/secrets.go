@@ -3,6 +3,7 @@ package xds
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -48,6 +49,21 @@ func newWallet(a *identity.Authority, id identity.ID, ttl time.Duration, has str
 		c.put(&envoy.Resource{Type: envoy.Secret, Name: svidName, Version: has})
 	}
 	return c
+}
+
+// withoutKeys leaves out what holds private keys: for streams that may not carry them.
+func withoutKeys(sets []*envoy.Set) []*envoy.Set {
+	holdsKey := func(r *envoy.Resource) bool { return r.Private }
+	sets = slices.Clone(sets)
+	for i, s := range sets {
+		if slices.ContainsFunc(s.Resources[envoy.Secret], holdsKey) {
+			less := *s
+			less.Scope = private + s.Scope
+			less.Resources[envoy.Secret] = slices.DeleteFunc(slices.Clone(s.Resources[envoy.Secret]), holdsKey)
+			sets[i] = &less
+		}
+	}
+	return sets
 }
 
 // put makes the next Set, with one resource replaced or added.

@@ -239,6 +239,9 @@ func (s *session) refresh() error {
 // arrange puts the proxy's own secrets beside what it shares with others.
 func (s *session) arrange() {
 	s.withSecrets = s.sets
+	if !s.login.secrets {
+		s.withSecrets = withoutKeys(s.sets)
+	}
 	if s.wallet != nil {
 		s.withSecrets = append(slices.Clip(s.sets), s.wallet.set)
 	}

@@ -152,7 +152,7 @@ func (d *definitions) check(ctx context.Context, m meshKind) bool {
 	k := kind{name: m.name, gvr: schema.GroupVersionResource{Group: m.group, Version: version, Resource: m.plural}, selected: true}
 	var f *follower
 	if old != nil { // another version of the same objects: what is in the mesh stays there meanwhile
-		f = &follower{source: d.source, kind: k, sink: old.sink}
+		f = &follower{source: d.source, kind: k, sink: old.sink, listWatch: d.source.server.listWatch(k)}
 	} else {
 		f = d.source.newFollower(k)
 	}

@@ -29,7 +29,7 @@ func (k kind) String() string {
 
 var (
 	namespaces     = kind{name: "Namespace", gvr: corev1.SchemeGroupVersion.WithResource("namespaces"), meta: true}
-	nodes          = kind{name: "Node", gvr: corev1.SchemeGroupVersion.WithResource("nodes"), meta: true}
+	nodes          = kind{name: "Node", gvr: corev1.SchemeGroupVersion.WithResource("nodes")}
 	services       = kind{name: "Service", gvr: corev1.SchemeGroupVersion.WithResource("services"), selected: true}
 	pods           = kind{name: "Pod", gvr: corev1.SchemeGroupVersion.WithResource("pods"), selected: true}
 	endpointSlices = kind{name: "EndpointSlice", gvr: discoveryv1.SchemeGroupVersion.WithResource("endpointslices"), selected: true}

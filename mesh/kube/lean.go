@@ -7,6 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-mesh/weft/mesh"
 )
 
 // lean returns an object with what the mesh reads of it, and no more. Pods and
@@ -18,6 +20,20 @@ func (k *sink) lean(in any) any {
 		return s.leanMetadata(k.kind, o)
 	case *corev1.Pod:
 		return s.leanPod(o)
+	case *corev1.Node:
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: o.Name, Labels: topology(o.Labels)}, Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{
+			ContainerRuntimeVersion: s.words.one(o.Status.NodeInfo.ContainerRuntimeVersion),
+			KubeletVersion:          s.words.one(o.Status.NodeInfo.KubeletVersion),
+			OperatingSystem:         s.words.one(o.Status.NodeInfo.OperatingSystem),
+		}}}
+	case *corev1.Secret:
+		data := make(map[string][]byte)
+		for _, key := range mesh.CredentialKeys {
+			if value, ok := o.Data[key]; ok {
+				data[key] = value
+			}
+		}
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: o.Name, Namespace: o.Namespace, UID: o.UID}, Data: data}
 	case *corev1.Service:
 		return &corev1.Service{ObjectMeta: s.leanMeta(&o.ObjectMeta), Spec: corev1.ServiceSpec{
 			Type: o.Spec.Type, ExternalName: o.Spec.ExternalName, ClusterIP: o.Spec.ClusterIP, ClusterIPs: o.Spec.ClusterIPs,
@@ -40,8 +56,6 @@ func (s *Source) leanMetadata(kind string, o *metav1.PartialObjectMetadata) any 
 	switch kind {
 	case "Namespace":
 		return &corev1.Namespace{ObjectMeta: s.leanMeta(&o.ObjectMeta)}
-	case "Node":
-		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: o.Name, Labels: topology(o.Labels)}}
 	}
 	return o
 }

@@ -27,13 +27,14 @@ type sink struct {
 
 	inMesh map[name]struct{}
 	kept   map[name]runtime.Object // in namespaces that are not selected
+	unread map[name]struct{}       // what could not be decoded the last time
 	again  func()                  // lists anew
 }
 
 var _ cache.TransformingStore = (*sink)(nil)
 
 func newSink(s *Source, k kind) *sink {
-	return &sink{source: s, kind: k.name, selected: k.selected, synced: make(chan struct{}), inMesh: map[name]struct{}{}, kept: map[name]runtime.Object{}, again: func() {}}
+	return &sink{source: s, kind: k.name, selected: k.selected, synced: make(chan struct{}), inMesh: map[name]struct{}{}, kept: map[name]runtime.Object{}, unread: map[name]struct{}{}, again: func() {}}
 }
 
 // Transformer lets the reflector drop what is not used while a list still streams in.
@@ -100,6 +101,11 @@ func (k *sink) Replace(list []any, _ string) error {
 			k.drop(n, &c)
 		}
 	}
+	for n := range k.unread {
+		if _, ok := listed[n]; !ok {
+			k.drop(n, &c)
+		}
+	}
 	k.source.update(c)
 	if !k.listed {
 		k.listed = true
@@ -119,9 +125,12 @@ func (k *sink) take(o any, c *change) error {
 	}
 	if u, ok := o.(*unreadable); ok {
 		// What it replaces stays in force, as for a file that cannot be read.
-		k.source.log.Error("object not used; what it replaces stays in force", "kind", k.kind, "namespace", n.namespace, "name", n.name, "error", u.err)
+		k.unread[n] = struct{}{}
+		k.source.config.Changing()
+		k.source.config.Store.Unreadable(mesh.Key{Kind: k.kind, Namespace: n.namespace, Name: n.name}, "cannot be read, and is not used; what it replaces stays in force: "+u.err.Error())
 		return nil
 	}
+	delete(k.unread, n)
 	object, ok := o.(runtime.Object)
 	if !ok {
 		return fmt.Errorf("%T is not an object of the API", o)
@@ -148,8 +157,10 @@ func (k *sink) drop(n name, c *change) {
 
 // remove takes an object out of the mesh.
 func (k *sink) remove(n name, c *change) {
-	if _, ok := k.inMesh[n]; ok {
+	_, in := k.inMesh[n]
+	if _, broken := k.unread[n]; in || broken {
 		delete(k.inMesh, n)
+		delete(k.unread, n)
 		c.remove = append(c.remove, mesh.Key{Kind: k.kind, Namespace: n.namespace, Name: n.name})
 	}
 }
@@ -157,6 +168,9 @@ func (k *sink) remove(n name, c *change) {
 func (k *sink) clear() {
 	var c change
 	for n := range k.inMesh {
+		k.drop(n, &c)
+	}
+	for n := range k.unread {
 		k.drop(n, &c)
 	}
 	clear(k.kept)

@@ -90,6 +90,13 @@ func (s *Source) Run(ctx context.Context) error {
 	if !awaitAll(ctx, builtin) || !crds.await(ctx) {
 		return nil
 	}
+	secrets := newCredentials(s)
+	running.Go(func() { secrets.run(ctx) })
+	select {
+	case <-secrets.settled:
+	case <-ctx.Done():
+		return nil
+	}
 	close(s.synced)
 	<-ctx.Done()
 	return nil
@@ -108,9 +115,10 @@ func awaitAll(ctx context.Context, fs []*follower) bool {
 
 // follower lists and watches one kind.
 type follower struct {
-	source *Source
-	kind   kind
-	sink   *sink
+	source    *Source
+	kind      kind
+	sink      *sink
+	listWatch *cache.ListWatch
 }
 
 func (s *Source) newFollower(k kind) *follower {
@@ -120,7 +128,7 @@ func (s *Source) newFollower(k kind) *follower {
 		s.namespaced = append(s.namespaced, sink)
 		s.mu.Unlock()
 	}
-	return &follower{source: s, kind: k, sink: sink}
+	return &follower{source: s, kind: k, sink: sink, listWatch: s.server.listWatch(k)}
 }
 
 // run ends with ctx. The sink may ask for a fresh list at any time.
@@ -130,7 +138,7 @@ func (f *follower) run(ctx context.Context) {
 		f.source.mu.Lock()
 		f.sink.again = cancel
 		f.source.mu.Unlock()
-		reflector := cache.NewReflectorWithOptions(f.source.server.listWatch(f.kind), nil, f.sink, cache.ReflectorOptions{
+		reflector := cache.NewReflectorWithOptions(f.listWatch, nil, f.sink, cache.ReflectorOptions{
 			Name:            "mesh/kube",
 			TypeDescription: f.kind.String(),
 			Backoff:         &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 10 * time.Second},
