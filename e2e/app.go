@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 )
@@ -14,7 +15,14 @@ type App struct {
 	Hold     bool              // a client: serves nothing, has no Service
 	Labels   map[string]string // further pod labels
 	Annotate map[string]string // pod annotations
+	PodSpec  string            // a further line of the pod's spec
 }
+
+// Image is the test application's.
+const Image = "docker.io/weftmesh/testapp:1"
+
+// confined is what Pod Security's profile "restricted" asks of a container.
+const confined = "{runAsNonRoot: true, runAsUser: 1000, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}"
 
 // Deployment is the name of the app's Deployment: NAME-VERSION.
 func (a App) Deployment() string { return a.Name + "-" + a.withDefaults().Version }
@@ -91,13 +99,14 @@ spec:
     spec:
       serviceAccountName: %[1]s
       terminationGracePeriodSeconds: 5
+      %[10]s
       containers:
       - name: app
-        image: docker.io/weftmesh/testapp:1
+        image: %[11]s
         imagePullPolicy: IfNotPresent
         args: [%[7]s]
         %[8]s
         env: [%[9]s]
-        securityContext: {runAsNonRoot: true, runAsUser: 1000, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}
-`, a.Name, a.Deployment(), a.Replicas, a.Version, labels, strings.Join(annotations, ", "), role, probe, strings.Join(env, ", "))
+        securityContext: %[12]s
+`, a.Name, a.Deployment(), a.Replicas, a.Version, labels, strings.Join(annotations, ", "), role, probe, strings.Join(env, ", "), cmp.Or(a.PodSpec, "restartPolicy: Always"), Image, confined)
 }

@@ -3,89 +3,109 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
-// Cluster is where scenarios run: a command that answers kubectl's verbs.
+// Cluster is where scenarios run: a command that answers kubectl's verbs, and, in this
+// file, everything in which the sandbox and Kubernetes differ for a test.
 type Cluster struct {
 	Kubectl []string // "weft sandbox --name x", or "kubectl"
+	Sandbox string   // state directory of the sandbox: /run/weft/sandbox/NAME; empty on Kubernetes
+	Env     []string // added to the environment of Kubectl
 }
+
+// OnKubernetes is the cluster that a kubectl command reaches.
+func OnKubernetes(kubectl string) *Cluster { return &Cluster{Kubectl: strings.Fields(kubectl)} }
+
+// OnSandbox is the sandbox of that name; weft is the path of our CLI.
+func OnSandbox(weft, name string) *Cluster {
+	return &Cluster{Kubectl: []string{weft, "sandbox", "--name", name}, Sandbox: "/run/weft/sandbox/" + name}
+}
+
+// Kubernetes says whether there is a real API server, kubelet and container runtime.
+func (c *Cluster) Kubernetes() bool { return c.Sandbox == "" }
 
 // Run runs one verb with stdin and returns what it printed. The error holds stderr.
 func (c *Cluster) Run(ctx context.Context, stdin string, args ...string) (string, error) {
-	argv := append(append([]string{}, c.Kubectl...), args...)
+	return c.command(ctx, stdin, append(append([]string{}, c.Kubectl...), args...), len(c.Kubectl))
+}
+
+// OnNode runs a program of this machine where the cluster's addresses can be reached, with
+// a kubeconfig in its environment on Kubernetes.
+func (c *Cluster) OnNode(ctx context.Context, stdin string, argv ...string) (string, error) {
+	if c.Kubernetes() {
+		return c.BesideKubectl(ctx, stdin, argv...)
+	}
+	enter := append(append([]string{}, c.Kubectl...), "node", "--")
+	return c.command(ctx, stdin, append(enter, argv...), len(enter))
+}
+
+// BesideKubectl runs a program of this machine where Kubectl runs: what port-forward listens
+// on is there. A cluster made by e2e/kubernetes/cluster has a network of its own, and a
+// script to enter it beside its kubectl.
+func (c *Cluster) BesideKubectl(ctx context.Context, stdin string, argv ...string) (string, error) {
+	var enter []string
+	if script := filepath.Join(c.dir(), "run"); c.Kubernetes() && executable(script) {
+		enter = []string{script}
+	}
+	return c.command(ctx, stdin, append(enter, argv...), len(enter))
+}
+
+// dir is the directory of a cluster that e2e/kubernetes/cluster made; of another, something else.
+func (c *Cluster) dir() string { return filepath.Dir(c.Kubectl[0]) }
+
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
+
+// command leaves the first words of argv out of its errors: they are the same every time.
+func (c *Cluster) command(ctx context.Context, stdin string, argv []string, from int) (string, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdin = strings.NewReader(stdin)
+	cmd.Env = append(os.Environ(), c.Env...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
+		if ctx.Err() != nil {
+			err = errors.Join(err, context.Cause(ctx))
+		}
+		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(argv[from:], " "), err, strings.TrimSpace(errs.String()))
 	}
 	return out.String(), nil
 }
 
-// Result is what one request of the test application saw (testapp call).
-type Result struct {
-	Status  int                 `json:"status"`
-	Version string              `json:"version"`
-	Pod     string              `json:"pod"`
-	Millis  float64             `json:"ms"`
-	Headers map[string][]string `json:"headers"`
-	Body    string              `json:"body"`
-	Error   string              `json:"error"`
-}
-
-// Header returns the first value of a response header, in any case.
-func (r Result) Header(name string) string {
-	for k, v := range r.Headers {
-		if strings.EqualFold(k, name) && len(v) > 0 {
-			return v[0]
-		}
+// DeleteNamespace deletes a namespace and all in it. Kubernetes takes its time to end the
+// pods; the names are used once, so nobody waits for it.
+func (c *Cluster) DeleteNamespace(ctx context.Context, name string) error {
+	args := []string{"delete", "namespace", name}
+	if c.Kubernetes() {
+		args = append(args, "--wait=false")
 	}
-	return ""
+	_, err := c.Run(ctx, "", args...)
+	return err
 }
 
-// Seen decodes what the test application says it received.
-func (r Result) Seen() (s struct {
-	Path, Host, Method, Remote, Proto string
-	Headers                           map[string][]string
-}) {
-	_ = json.Unmarshal([]byte(r.Body), &s) // an answer of the mesh itself is no JSON: everything stays empty
-	return s
-}
-
-// Results of one call.
-type Results []Result
-
-// By counts results by a key.
-func (rs Results) By(key func(Result) string) map[string]int {
-	counts := map[string]int{}
-	for _, r := range rs {
-		counts[key(r)]++
+// DebugPage reads a page of weftd below /debug/, which it shows to its own namespace only.
+func (c *Cluster) DebugPage(ctx context.Context, page string) (string, error) {
+	if !c.Kubernetes() {
+		return c.Run(ctx, "", "exec", "-n", "istio-system", "deploy/istiod", "--", "curl", "-s", "http://127.0.0.1:15014/debug/"+page)
 	}
-	return counts
-}
-
-// Versions counts results by the version that answered; "" when none did.
-func (rs Results) Versions() map[string]int { return rs.By(func(r Result) string { return r.Version }) }
-
-// Statuses counts results by HTTP status; 0 when there was no answer.
-func (rs Results) Statuses() map[string]int {
-	return rs.By(func(r Result) string { return fmt.Sprint(r.Status) })
-}
-
-// Call runs `testapp call` in a container of a pod ("deploy/client", "pod-name") and returns what each request saw.
-func (c *Cluster) Call(ctx context.Context, namespace, from string, args ...string) (Results, error) {
-	out, err := c.Run(ctx, "", append([]string{"-n", namespace, "exec", from, "-c", "app", "--", "testapp", "call"}, args...)...)
+	token, err := c.Run(ctx, "", "create", "token", "-n", "istio-system", "default", "--audience", "istio-ca")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	var rs Results
-	if err := json.Unmarshal([]byte(out), &rs); err != nil {
-		return nil, fmt.Errorf("testapp call printed %q: %w", out, err)
+	ip, err := c.Run(ctx, "", "get", "service", "-n", "istio-system", "istiod", "-o", "jsonpath={.spec.clusterIP}")
+	if err != nil {
+		return "", err
 	}
-	return rs, nil
+	return c.OnNode(ctx, "", "curl", "-s", "-m", "5", "-H", "Authorization: Bearer "+strings.TrimSpace(token), "http://"+ip+":15014/debug/"+page)
 }
+
+// InjectFlags are what `weft kube-inject` must be told to do what this cluster's webhook does.
+func (c *Cluster) InjectFlags(context.Context) []string { return nil }

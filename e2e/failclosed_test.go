@@ -1,11 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/weft-mesh/weft/e2e/kit"
 	"github.com/weft-mesh/weft/redirect"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -13,12 +14,18 @@ import (
 // TestFailClosedWithoutThePlugin: a cluster whose CNI chain lacks weft-cni injects pods as usual, but none of
 // them ever runs its app, and a user can read why.
 func TestFailClosedWithoutThePlugin(t *testing.T) {
-	kit.Root(t)
+	onSandbox(t, "e2e/kubernetes/nodeagent takes the plugin away there")
 	cluster, down, err := upSandbox(t, sandboxName+"-nocni", "--without-cni")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(down) // before the namespace's own, hence after it
+	t.Cleanup(func() { // before the namespace's own, hence after it
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := down(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	ns := NewNamespace(t, cluster, "", "istio-injection=enabled")
 	ns.Apply(App{Name: "echo"}.YAML())
 
@@ -48,16 +55,15 @@ func TestFailClosedWithoutThePlugin(t *testing.T) {
 
 // TestFailClosedWhenRulesAreFlushed: somebody's script flushes the rules of a running pod.
 func TestFailClosedWhenRulesAreFlushed(t *testing.T) {
-	onSandbox(t)
-	ns, plain := meshed(t), outside(t)
+	onSandbox(t, "the node agent puts the rules back within a second (e2e/kubernetes/nodeagent)")
+	ns, plain := alone(t), outside(t)
 	ns.Deploy(App{Name: "echo"})
-	plain.Deploy(client)
 	pod := ns.pods("app=echo")[0]
 	spec, err := redirect.Decode(pod.Annotations[redirect.Annotation])
 	if err != nil {
 		t.Fatal(err)
 	}
-	path, err := sandboxNode.NetNS(&pod)
+	path, err := ns.Cluster.NetNS(&pod)
 	if err != nil {
 		t.Fatal(err)
 	}

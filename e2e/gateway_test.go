@@ -1,17 +1,33 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 )
 
 const ingress = "http://istio-ingressgateway.istio-system"
 
-// withIngress brings up the sample's ingress gateway for the test and waits for it.
+var ingressOnce sync.Once
+
+// withIngress waits for the ingress gateway: the installed one, else the sample's, until the end of all scenarios.
 func withIngress(ns *Namespace) {
 	ns.T.Helper()
-	ns.ApplyWhile(sample(ns.T.(*testing.T), "ingressgateway.yaml"))
+	ingressOnce.Do(func() {
+		if out := ns.run("", "get", "deploy", "-n", "istio-system", "-l", "istio=ingressgateway", "-o", "name"); strings.Contains(out, "ingressgateway") {
+			return
+		}
+		yaml := sample(ns.T.(*testing.T), "ingressgateway.yaml")
+		ns.run(yaml, "apply", "-f", "-")
+		if ns.Cluster.Kubernetes() {
+			deferToEnd(func(ctx context.Context) error {
+				_, err := ns.Cluster.Run(ctx, yaml, "delete", "--wait=false", "-f", "-")
+				return err
+			})
+		}
+	})
 	ns.run("", "rollout", "status", "-n", "istio-system", "deploy/istio-ingressgateway", "--timeout=90s")
 }
 
@@ -33,7 +49,6 @@ func TestS05BookinfoThroughTheIngressGateway(t *testing.T) {
 	withIngress(ns)
 	ns.Apply(sample(t, "bookinfo.yaml"))
 	ns.Apply(sample(t, "networking/bookinfo-gateway.yaml"))
-	plain.Deploy(client)
 	for _, d := range []string{"details-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3", "productpage-v1"} {
 		ns.WaitRollout(d)
 	}
@@ -63,7 +78,6 @@ func TestS13RedirectAtTheGateway(t *testing.T) {
 	ns, plain := meshed(t), outside(t)
 	withIngress(ns)
 	ns.Deploy(App{Name: "echo"})
-	plain.Deploy(client)
 	ns.Apply(gateway("fe.dujie.com") + `apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: web}
@@ -91,7 +105,6 @@ func TestS32GatewayRoutesItsHosts(t *testing.T) {
 	ns, plain := meshed(t), outside(t)
 	withIngress(ns)
 	ns.Deploy(App{Name: "echo"})
-	plain.Deploy(client)
 	ns.Apply(gateway("store.example.com, '*.shop.example.com'") + `apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: web}

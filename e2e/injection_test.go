@@ -37,7 +37,6 @@ func (ns *Namespace) readyColumn(app string) string {
 func TestS01LabelledNamespaceGivesReadySidecars(t *testing.T) {
 	mesh, plain := meshed(t), outside(t)
 	mesh.Deploy(App{Name: "echo"})
-	plain.Deploy(client)
 
 	if got := mesh.readyColumn("echo"); got != "2/2" {
 		t.Errorf("READY is %s, want 2/2", got)
@@ -66,6 +65,7 @@ func TestS01LabelledNamespaceGivesReadySidecars(t *testing.T) {
 func TestS02LabelDecidesOnInjection(t *testing.T) {
 	for name, label := range map[string]string{"none": "a=b", "wrong": "istio-injection=enable"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := NewNamespace(t, onCluster(t), "", label)
 			ns.Deploy(App{Name: "echo"})
 			if got := ns.readyColumn("echo"); got != "1/1" {

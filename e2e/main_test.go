@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,13 +26,25 @@ var sandboxName = func() string {
 	return fmt.Sprintf("e2e-%08x", h.Sum32())
 }()
 
-var sandboxNode = Node{StateDir: "/run/weft/sandbox/" + sandboxName}
+// run tells apart the namespaces of runs that follow one another on one cluster.
+var run = strconv.FormatInt(time.Now().Unix()%(36*36*36*36), 36)
 
 var shared struct {
 	sync.Once
 	cluster *Cluster
 	err     error
-	down    func()
+}
+
+// atEnd is done when all scenarios are over, last first.
+var atEnd struct {
+	sync.Mutex
+	steps []func(context.Context) error
+}
+
+func deferToEnd(step func(context.Context) error) {
+	atEnd.Lock()
+	defer atEnd.Unlock()
+	atEnd.steps = append(atEnd.steps, step)
 }
 
 // onCluster returns the cluster all scenarios share: the one of WEFT_E2E_KUBECTL, else a
@@ -37,59 +52,76 @@ var shared struct {
 func onCluster(t *testing.T) *Cluster {
 	t.Helper()
 	if kubectl := os.Getenv("WEFT_E2E_KUBECTL"); kubectl != "" {
-		return &Cluster{Kubectl: strings.Fields(kubectl)}
+		return OnKubernetes(kubectl)
 	}
 	kit.Root(t)
-	shared.Do(func() { shared.cluster, shared.down, shared.err = upSandbox(t, sandboxName) })
+	shared.Do(func() {
+		shared.err = errors.New("the sandbox could not be built") // unless building ends the test
+		cluster, down, err := upSandbox(t, sandboxName)
+		if shared.cluster, shared.err = cluster, err; err == nil {
+			deferToEnd(down)
+		}
+	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
 	return shared.cluster
 }
 
-// onSandbox is onCluster for scenarios that look behind the API: at processes and kernel rules.
-func onSandbox(t *testing.T) *Cluster {
+// onSandbox is onCluster for scenarios that break the node in ways that its own tests cover on Kubernetes.
+func onSandbox(t *testing.T, why string) *Cluster {
 	t.Helper()
 	if os.Getenv("WEFT_E2E_KUBECTL") != "" {
-		t.Skip("looks at this machine's processes and kernel rules: sandbox only")
+		t.Skip("sandbox only: " + why)
 	}
 	return onCluster(t)
 }
 
-func upSandbox(t *testing.T, name string, flags ...string) (*Cluster, func(), error) {
+// onKubernetes is onCluster for scenarios that are about what the sandbox only plays.
+func onKubernetes(t *testing.T, why string) *Cluster {
+	t.Helper()
+	if os.Getenv("WEFT_E2E_KUBECTL") == "" {
+		t.Skip("Kubernetes only (WEFT_E2E_KUBECTL): " + why)
+	}
+	return onCluster(t)
+}
+
+func upSandbox(t *testing.T, name string, flags ...string) (*Cluster, func(context.Context) error, error) {
 	for _, program := range []string{"weftd", "weft-cni", "testapp"} {
 		kit.Program(t, program)
 	}
 	kit.CNIPlugins(t)
-	t.Setenv("ENVOY", kit.Envoy(t))
 	samples := exec.Command("make", "bin/samples")
 	samples.Dir = kit.RepoRoot(t)
 	if out, err := samples.CombinedOutput(); err != nil {
 		return nil, nil, fmt.Errorf("building the samples: %w: %s", err, out)
 	}
-	cluster := &Cluster{Kubectl: []string{kit.Program(t, "weft"), "sandbox", "--name", name}}
+	cluster := OnSandbox(kit.Program(t, "weft"), name)
+	cluster.Env = []string{"ENVOY=" + kit.Envoy(t)}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	down := func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if _, err := cluster.Run(ctx, "", "down"); err != nil {
-			fmt.Fprintln(os.Stderr, "sandbox down:", err)
-		}
+	down := func(ctx context.Context) error {
+		_, err := cluster.Run(ctx, "", "down")
+		return err
 	}
-	down() // what a killed run left behind
+	// What a killed run left behind; there is nothing to say when there is nothing.
+	_ = down(ctx)
 	out, err := cluster.Run(ctx, "", append([]string{"up"}, flags...)...)
 	if err != nil {
-		down()
-		return nil, nil, fmt.Errorf("sandbox up: %w\n%s", err, out)
+		return nil, nil, fmt.Errorf("sandbox up: %w", errors.Join(err, errors.New(out), down(ctx)))
 	}
 	return cluster, down, nil
 }
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if shared.down != nil {
-		shared.down()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	for _, step := range slices.Backward(atEnd.steps) {
+		if err := step(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "cleaning up:", err)
+			code = max(code, 1)
+		}
 	}
 	os.Exit(code)
 }
@@ -104,15 +136,53 @@ func sample(t *testing.T, name string) string {
 	return string(data)
 }
 
-// meshed and outside are the two namespaces most scenarios have: one with sidecars, one without.
+// meshed is a namespace with sidecars, under Pod Security's strictest profile. The scenario
+// runs beside others; what it changes must end at its namespace.
 func meshed(t *testing.T) *Namespace {
 	t.Helper()
-	return NewNamespace(t, onCluster(t), "", "istio-injection=enabled")
+	t.Parallel()
+	return alone(t)
 }
 
+// alone is meshed for a scenario that changes the whole mesh, or breaks a part of it: nothing else runs meanwhile.
+func alone(t *testing.T) *Namespace {
+	t.Helper()
+	return NewNamespace(t, onCluster(t), "", injected, restricted)
+}
+
+const (
+	injected   = "istio-injection=enabled"
+	restricted = "pod-security.kubernetes.io/enforce=restricted"
+)
+
+// fixture is a namespace that scenarios share, made by the first.
+type fixture struct {
+	sync.Once
+	ns     *Namespace
+	failed error
+}
+
+// of returns the fixture's namespace for a test: its messages and failures are the test's.
+func (f *fixture) of(t *testing.T, name string, labels []string, apps ...App) *Namespace {
+	t.Helper()
+	f.Do(func() {
+		f.failed = errors.New("the scenario that deployed it first failed")
+		ns := namespaceUntilEnd(t, onCluster(t), name, labels...)
+		ns.Deploy(apps...)
+		f.ns, f.failed = ns, nil
+	})
+	if f.failed != nil {
+		t.Fatalf("namespace %s: %v", name, f.failed)
+	}
+	return &Namespace{T: t, Cluster: f.ns.Cluster, Name: f.ns.Name}
+}
+
+var outsider fixture
+
+// outside is a namespace without sidecars. A client runs there.
 func outside(t *testing.T) *Namespace {
 	t.Helper()
-	return NewNamespace(t, onCluster(t), "outside")
+	return outsider.of(t, "outside", []string{restricted}, client)
 }
 
 // client is the deployment requests are made from.

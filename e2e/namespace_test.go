@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // Namespace is where one scenario lives. Everything in it goes with the test.
@@ -23,19 +25,7 @@ func NewNamespace(t testing.TB, c *Cluster, suffix string, labels ...string) *Na
 	if suffix != "" {
 		name += "-" + suffix
 	}
-	if len(name) > 63 {
-		name = strings.TrimRight(name[:63], "-")
-	}
-	ns := &Namespace{T: t, Cluster: c, Name: name}
-	yaml := "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: " + name + "\n"
-	if len(labels) > 0 {
-		yaml += "  labels:\n"
-		for _, l := range labels {
-			k, v, _ := strings.Cut(l, "=")
-			yaml += fmt.Sprintf("    %s: %q\n", k, v)
-		}
-	}
-	ns.run(yaml, "apply", "-f", "-")
+	ns := createNamespace(t, c, name, labels)
 	t.Cleanup(func() {
 		if t.Failed() {
 			ns.dump()
@@ -45,10 +35,38 @@ func NewNamespace(t testing.TB, c *Cluster, suffix string, labels ...string) *Na
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		if _, err := c.Run(ctx, "", "delete", "namespace", name); err != nil {
+		if err := c.DeleteNamespace(ctx, ns.Name); err != nil {
 			t.Errorf("cleaning up: %v", err)
 		}
 	})
+	return ns
+}
+
+// namespaceUntilEnd makes a namespace that goes when all scenarios are over.
+func namespaceUntilEnd(t *testing.T, c *Cluster, name string, labels ...string) *Namespace {
+	t.Helper()
+	ns := createNamespace(t, c, name, labels)
+	if c.Kubernetes() { // a sandbox goes as a whole
+		deferToEnd(func(ctx context.Context) error { return c.DeleteNamespace(ctx, ns.Name) })
+	}
+	return ns
+}
+
+func createNamespace(t testing.TB, c *Cluster, name string, labels []string) *Namespace {
+	t.Helper()
+	if most := 63 - len(run) - 1; len(name) > most {
+		name = strings.TrimRight(name[:most], "-")
+	}
+	ns := &Namespace{T: t, Cluster: c, Name: name + "-" + run}
+	yaml := "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: " + ns.Name + "\n"
+	if len(labels) > 0 {
+		yaml += "  labels:\n"
+		for _, l := range labels {
+			k, v, _ := strings.Cut(l, "=")
+			yaml += fmt.Sprintf("    %s: %q\n", k, v)
+		}
+	}
+	ns.run(yaml, "apply", "-f", "-")
 	return ns
 }
 
@@ -56,15 +74,45 @@ func NewNamespace(t testing.TB, c *Cluster, suffix string, labels ...string) *Na
 func (ns *Namespace) dump() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	for _, args := range [][]string{
-		{"get", "pods", "-n", ns.Name, "-o", "wide"},
-		{"get", "events", "-n", ns.Name},
-		{"logs", "-n", "istio-system", "deploy/istiod", "--tail", "30"},
-		{"exec", "-n", "istio-system", "deploy/istiod", "--", "curl", "-s", "http://127.0.0.1:15014/debug/problemz", "http://127.0.0.1:15014/debug/rejectz", "http://127.0.0.1:15014/debug/syncz"},
-	} {
+	show := func(args ...string) {
 		out, err := ns.Cluster.Run(ctx, "", args...)
-		ns.T.Logf("%s\n%s%v", strings.Join(args, " "), out, err)
+		if err != nil {
+			out += err.Error()
+		}
+		ns.T.Logf("%s\n%s", strings.Join(args, " "), out)
 	}
+	show("get", "pods", "-n", ns.Name, "-o", "wide")
+	show("get", "events", "-n", ns.Name)
+	pods, err := ns.Cluster.Pods(ctx, ns.Name, "")
+	if err != nil {
+		ns.T.Log(err)
+	}
+	for _, p := range pods {
+		if !isReady(&p) {
+			show("describe", "pod", "-n", ns.Name, p.Name)
+		}
+		for _, c := range append(p.Spec.InitContainers, p.Spec.Containers...) {
+			show("logs", "-n", ns.Name, p.Name, "-c", c.Name, "--tail", "8")
+		}
+	}
+	show("logs", "-n", "istio-system", "deploy/istiod", "--tail", "20")
+	for _, page := range []string{"problemz", "rejectz", "syncz"} {
+		out, err := ns.Cluster.DebugPage(ctx, page)
+		if err != nil {
+			out += err.Error()
+		}
+		ns.T.Logf("weftd's %s: %s", page, out)
+	}
+}
+
+// isReady says whether the pod's condition Ready is true.
+func isReady(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
 }
 
 func (ns *Namespace) run(stdin string, args ...string) string {
@@ -149,10 +197,16 @@ func (ns *Namespace) TryCall(from string, args ...string) (Results, error) {
 // Eventually waits until check returns nil; the deadline is generous because it only costs when something is broken.
 func Eventually(t testing.TB, what string, check func() error) {
 	t.Helper()
-	var err error
-	deadline := time.Now().Add(45 * time.Second)
+	within(t, 45*time.Second, what, check)
+}
+
+// within is Eventually with another deadline.
+func within(t testing.TB, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for tick := time.NewTicker(200 * time.Millisecond); ; <-tick.C {
-		if err = check(); err == nil {
+		err := check()
+		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {

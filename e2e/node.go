@@ -3,19 +3,19 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Node looks behind the API of a sandbox: at the processes and network namespaces of this machine.
-type Node struct {
-	StateDir string // of the sandbox: /run/weft/sandbox/NAME
-}
+// ErrElsewhere is returned for pods whose processes this machine does not see: the node is another machine.
+var ErrElsewhere = errors.New("no process of the pod is visible on this machine")
 
 // Pods returns the pods of a namespace that a selector matches.
 func (c *Cluster) Pods(ctx context.Context, namespace, selector string) ([]corev1.Pod, error) {
@@ -30,10 +30,17 @@ func (c *Cluster) Pods(ctx context.Context, namespace, selector string) ([]corev
 	return list.Items, nil
 }
 
-// NetNS is the path of a pod's network namespace.
-func (n Node) NetNS(pod *corev1.Pod) (string, error) {
+// NetNS is the path of a pod's network namespace: the sandbox's file, or that of one of the pod's processes.
+func (c *Cluster) NetNS(pod *corev1.Pod) (string, error) {
+	if c.Kubernetes() {
+		pids, err := c.Processes(pod, "")
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("/proc/%d/ns/net", pids[0]), nil
+	}
 	for _, pattern := range []string{"netns", "*/netns"} {
-		found, err := filepath.Glob(filepath.Join(n.StateDir, pattern, string(pod.UID)))
+		found, err := filepath.Glob(filepath.Join(c.Sandbox, pattern, string(pod.UID)))
 		if err != nil {
 			return "", err
 		}
@@ -41,19 +48,28 @@ func (n Node) NetNS(pod *corev1.Pod) (string, error) {
 			return found[0], nil
 		}
 	}
-	return "", fmt.Errorf("pod %s/%s has no network namespace under %s", pod.Namespace, pod.Name, n.StateDir)
+	return "", fmt.Errorf("pod %s/%s has no network namespace under %s", pod.Namespace, pod.Name, c.Sandbox)
 }
 
-// Processes returns the PIDs of a program in a pod's network namespace.
-func (n Node) Processes(pod *corev1.Pod, program string) ([]int, error) {
-	path, err := n.NetNS(pod)
+// Processes returns the PIDs of a pod's processes that run a program; of all of them when
+// program is empty. There is at least one when the error is nil.
+func (c *Cluster) Processes(pod *corev1.Pod, program string) ([]int, error) {
+	belongs, err := c.belongs(pod)
 	if err != nil {
 		return nil, err
 	}
-	want, err := os.Stat(path)
+	pids, err := processes(program, belongs)
 	if err != nil {
 		return nil, err
 	}
+	if len(pids) == 0 {
+		return nil, fmt.Errorf("pod %s/%s, program %q: %w", pod.Namespace, pod.Name, program, ErrElsewhere)
+	}
+	return pids, nil
+}
+
+// processes returns the PIDs whose program has that name (any, when empty) and whose directory of /proc is chosen.
+func processes(program string, chosen func(dir string) bool) ([]int, error) {
 	entries, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
@@ -62,16 +78,53 @@ func (n Node) Processes(pod *corev1.Pod, program string) ([]int, error) {
 	for _, dir := range entries {
 		// Processes end while we look; those are not what is looked for.
 		comm, err := os.ReadFile(filepath.Join(dir, "comm"))
-		if err != nil || strings.TrimSpace(string(comm)) != program {
+		if err != nil || (program != "" && strings.TrimSpace(string(comm)) != program) || !chosen(dir) {
 			continue
 		}
-		if ns, err := os.Stat(filepath.Join(dir, "ns/net")); err == nil && os.SameFile(ns, want) {
-			pid, err := strconv.Atoi(filepath.Base(dir))
-			if err != nil {
-				return nil, err
-			}
-			pids = append(pids, pid)
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return nil, err
 		}
+		pids = append(pids, pid)
 	}
 	return pids, nil
+}
+
+// belongs tells whether the process of a directory of /proc is one of the pod: by its
+// network namespace in the sandbox, by kubelet's cgroup of the pod on Kubernetes.
+func (c *Cluster) belongs(pod *corev1.Pod) (func(dir string) bool, error) {
+	if c.Kubernetes() {
+		uid := string(pod.UID)
+		systemd := strings.ReplaceAll(uid, "-", "_") // the spelling of the systemd driver
+		return func(dir string) bool {
+			text, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+			return err == nil && (strings.Contains(string(text), "pod"+uid) || strings.Contains(string(text), "pod"+systemd))
+		}, nil
+	}
+	path, err := c.NetNS(pod)
+	if err != nil {
+		return nil, err
+	}
+	want, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	return func(dir string) bool {
+		ns, err := os.Stat(filepath.Join(dir, "ns/net"))
+		return err == nil && os.SameFile(ns, want)
+	}, nil
+}
+
+// Kill sends a signal to every process of a pod that runs the program.
+func (c *Cluster) Kill(pod *corev1.Pod, program string, sig syscall.Signal) error {
+	pids, err := c.Processes(pod, program)
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, sig); err != nil && err != syscall.ESRCH {
+			return fmt.Errorf("%s (PID %d) of pod %s/%s: %w", program, pid, pod.Namespace, pod.Name, err)
+		}
+	}
+	return nil
 }

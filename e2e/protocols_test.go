@@ -7,8 +7,7 @@ import (
 )
 
 func TestS70EveryProtocolPassesTheMesh(t *testing.T) {
-	ns := meshed(t)
-	ns.Deploy(App{Name: "echo", Version: "v1"}, App{Name: "echo", Version: "v2"}, client)
+	ns := versions(t)
 	for _, c := range []struct {
 		name string
 		args []string

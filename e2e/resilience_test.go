@@ -12,8 +12,7 @@ import (
 const toEcho = "    route:\n    - destination: {host: echo}\n"
 
 func TestS16AbortsAShareOfRequests(t *testing.T) {
-	ns := meshed(t)
-	ns.Deploy(App{Name: "echo"}, client)
+	ns := versions(t)
 	abort := func(percent int) string {
 		return virtualService("echo", fmt.Sprintf(`  - match:
     - headers: {x-canary: {exact: "true"}}
@@ -48,8 +47,7 @@ func TestS16AbortsAShareOfRequests(t *testing.T) {
 }
 
 func TestS17DelaysAShareOfRequests(t *testing.T) {
-	ns := meshed(t)
-	ns.Deploy(App{Name: "echo"}, client)
+	ns := versions(t)
 	ns.Apply(virtualService("echo", "  - fault: {delay: {fixedDelay: 5s, percentage: {value: 20}}}\n"+toEcho))
 	Eventually(t, "some are delayed", func() error {
 		slow, fast := 0, 0
@@ -71,8 +69,7 @@ func TestS17DelaysAShareOfRequests(t *testing.T) {
 }
 
 func TestS19LateAnswersBecome504(t *testing.T) {
-	ns := meshed(t)
-	ns.Deploy(App{Name: "echo"}, client)
+	ns := versions(t)
 	ns.Apply(virtualService("echo", "  - timeout: 1s\n"+toEcho))
 	Eventually(t, "timeout", func() error {
 		r := ns.Call(fromClient, "http://echo/delay/5s")[0]
@@ -105,7 +102,7 @@ func TestS21RetriesHideFailures(t *testing.T) {
 }
 
 func TestS22DefaultRetryPolicyComesFromMeshConfig(t *testing.T) {
-	ns := meshed(t)
+	ns := alone(t)
 	ns.Deploy(App{Name: "echo", Env: map[string]string{"FAIL_PERCENT": "75", "FAIL_STATUS": "503"}}, client)
 	// By default only what was not answered is tried again: an answered 503 stays.
 	got := ns.Call(fromClient, "-n", "200", "http://echo/").Statuses()

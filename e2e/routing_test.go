@@ -4,13 +4,59 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
-// versions deploys v1 and v2 of echo and a client, and returns the namespace.
+// twoVersions are namespaces with v1 and v2 of echo and a client. As many are made as scenarios run beside each other.
+var twoVersions struct {
+	sync.Mutex
+	made int
+	free []*Namespace
+}
+
+// versions is meshed with v1 and v2 of echo and a client in it. Scenarios use one namespace after another,
+// so a scenario gets it without rules and its rules go with it.
 func versions(t *testing.T) *Namespace {
-	ns := meshed(t)
-	ns.Deploy(App{Name: "echo", Version: "v1"}, App{Name: "echo", Version: "v2"}, client)
+	t.Helper()
+	t.Parallel()
+	cluster := onCluster(t)
+	twoVersions.Lock()
+	var ns *Namespace
+	if n := len(twoVersions.free); n > 0 {
+		ns, twoVersions.free = twoVersions.free[n-1], twoVersions.free[:n-1]
+		ns = &Namespace{T: t, Cluster: cluster, Name: ns.Name}
+	}
+	twoVersions.made++
+	name := fmt.Sprintf("versions-%d", twoVersions.made)
+	twoVersions.Unlock()
+	if ns == nil {
+		ns = namespaceUntilEnd(t, cluster, name, injected, restricted)
+		ns.Deploy(App{Name: "echo", Version: "v1"}, App{Name: "echo", Version: "v2"}, client)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			ns.dump()
+			return // nobody else gets it
+		}
+		if _, err := ns.TryKubectl("delete", "virtualservices,destinationrules,peerauthentications", "--all"); err != nil {
+			t.Errorf("cleaning up: %v", err)
+			return
+		}
+		twoVersions.Lock()
+		defer twoVersions.Unlock()
+		twoVersions.free = append(twoVersions.free, ns)
+	})
+	Eventually(t, "without rules, both versions answer at once", func() error {
+		rs, err := ns.TryCall(fromClient, "-n", "20", "-c", "20", "http://echo/")
+		if err != nil {
+			return err
+		}
+		if got := rs.Versions(); rs.Statuses()["200"] != 20 || len(got) != 2 {
+			return fmt.Errorf("%v by %v", rs.Statuses(), got)
+		}
+		return nil
+	})
 	return ns
 }
 

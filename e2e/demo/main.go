@@ -27,9 +27,8 @@ func main() {
 	defer stop()
 	d := &demo{
 		start:   time.Now(),
-		cluster: &e2e.Cluster{Kubectl: []string{"bin/weft", "sandbox", "--name", "demo"}},
+		cluster: e2e.OnSandbox("bin/weft", "demo"),
 	}
-	d.node = e2e.Node{StateDir: "/run/weft/sandbox/demo"}
 	err := d.run(ctx)
 	if !*keep || err != nil {
 		d.down()
@@ -56,7 +55,6 @@ The mesh is still running. Try:
 type demo struct {
 	start          time.Time
 	cluster        *e2e.Cluster
-	node           e2e.Node
 	passed, failed int
 }
 

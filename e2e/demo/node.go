@@ -23,7 +23,7 @@ func rules(ctx context.Context, d *demo) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path, err := d.node.NetNS(&pods[0])
+	path, err := d.cluster.NetNS(&pods[0])
 	if err != nil {
 		return "", err
 	}
@@ -64,21 +64,13 @@ func killWeftd(ctx context.Context, d *demo) error {
 	if err != nil {
 		return err
 	}
-	killed := 0
+	if len(pods) == 0 {
+		return errors.New("no pod of weftd found")
+	}
 	for i := range pods {
-		pids, err := d.node.Processes(&pods[i], "weftd")
-		if err != nil {
+		if err := d.cluster.Kill(&pods[i], "weftd", syscall.SIGKILL); err != nil {
 			return err
 		}
-		for _, pid := range pids {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				return err
-			}
-			killed++
-		}
-	}
-	if killed == 0 {
-		return errors.New("no process of weftd found")
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"flag"
@@ -62,7 +63,8 @@ type caller struct {
 // call makes n requests with c at a time, at most rate a second, for at most the given time, and prints
 // a JSON array of Results in the order in which they were started. The URL's scheme chooses the
 // protocol: http, https, h2c, ws, grpc, tcp (a line is sent), banner (the server speaks first), tls (the
-// server's certificates come back as PEM; -alpn offers protocols).
+// server's certificates come back as PEM; -alpn offers protocols). It ends with an error only for wrong
+// arguments, and with -fail when a request failed.
 func call(args []string) error {
 	flags := flag.NewFlagSet("call", flag.ContinueOnError)
 	header := http.Header{}
@@ -76,6 +78,10 @@ func call(args []string) error {
 	flags.DurationVar(&c1.timeout, "timeout", 15*time.Second, "of one request")
 	flags.StringVar(&c1.alpn, "alpn", "", "ALPN protocols offered by tls, with commas")
 	newConn := flags.Bool("no-keepalive", false, "a new connection for each request")
+	fail := flags.Bool("fail", false, "end with status 1 when a request failed or was answered with 400 or more")
+	connect := flags.String("connect", "", "`HOST:PORT` to connect to instead of the URL's")
+	cacert := flags.String("cacert", "", "verify servers against this `PEM`; without it https trusts everybody")
+	lean := flags.Bool("lean", false, "leave out headers and body of answers with status 200")
 	flags.Var(headerFlags(header), "H", "request header `NAME: VALUE` (repeatable; Host too)")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -84,6 +90,19 @@ func call(args []string) error {
 		return fmt.Errorf("call wants one URL")
 	}
 	c1.url = flags.Arg(0)
+	config := &tls.Config{InsecureSkipVerify: true}
+	if *cacert != "" {
+		config = &tls.Config{RootCAs: x509.NewCertPool()}
+		if !config.RootCAs.AppendCertsFromPEM([]byte(*cacert)) {
+			return fmt.Errorf("-cacert: no certificate in it")
+		}
+	}
+	dial := (&net.Dialer{}).DialContext
+	if *connect != "" {
+		dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, *connect)
+		}
+	}
 	protocols := new(http.Protocols)
 	if strings.HasPrefix(c1.url, "h2c:") {
 		protocols.SetUnencryptedHTTP2(true)
@@ -94,7 +113,7 @@ func call(args []string) error {
 	c1.http = &http.Client{
 		Transport: &http.Transport{
 			Protocols: protocols, DisableKeepAlives: *newConn, MaxIdleConnsPerHost: *c, DisableCompression: true,
-			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // the tests look at certificates with openssl
+			TLSClientConfig: config, DialContext: dial,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -129,11 +148,26 @@ func call(args []string) error {
 					r.Error = err.Error()
 				}
 				r.Millis = float64(time.Since(begin).Microseconds()) / 1000
+				if *lean && r.Error == "" && (r.Status == http.StatusOK || strings.HasPrefix(c1.url, "grpc:")) {
+					r.Headers, r.Body = nil, ""
+				}
 			}
 		})
 	}
 	wg.Wait()
-	return json.NewEncoder(os.Stdout).Encode(results)
+	failed := 0
+	for _, r := range results {
+		if r.Error != "" || r.Status >= http.StatusBadRequest {
+			failed++
+		}
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(results); err != nil {
+		return err
+	}
+	if *fail && failed > 0 {
+		return fmt.Errorf("%d of %d requests failed", failed, len(results))
+	}
+	return nil
 }
 
 func (c *caller) one(r *Result) error {

@@ -92,11 +92,18 @@ func serve() error {
 			return listen(address, func(l net.Listener) error { return s.echo(ctx, l, banner) })
 		})
 	}
+	// As every server in a cluster should: it takes no new connection and finishes the requests it has.
+	const patience = 10 * time.Second
 	group.Go(func() error {
 		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer time.AfterFunc(patience, rpc.Stop).Stop()
+		rpc.GracefulStop()
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		rpc.Stop()
 		return web.Shutdown(grace)
 	})
 	fmt.Printf("testapp %s %s serving\n", s.version, s.pod)
