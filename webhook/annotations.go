@@ -78,6 +78,7 @@ type userSettings struct {
 	statusPort                 *uint16 // 0: no readiness probe
 	readyDelay                 *int32
 	readyPeriod, readyFailures *int32
+	startGate                  StartGate
 }
 
 // annotationError says what is wrong with one annotation: the message names it, its value and what to write instead.
@@ -172,6 +173,7 @@ var annotationParsers = map[string]func(u *userSettings, value string) error{
 		u.statusPort = &port
 		return nil
 	},
+	annStartGate:         func(u *userSettings, v string) (err error) { u.startGate, err = parseStartGate(v); return },
 	annReadyInitialDelay: func(u *userSettings, v string) (err error) { u.readyDelay, err = parseSeconds(v, 0); return },
 	annReadyPeriod:       func(u *userSettings, v string) (err error) { u.readyPeriod, err = parseSeconds(v, 1); return },
 	annReadyFailures:     func(u *userSettings, v string) (err error) { u.readyFailures, err = parseSeconds(v, 1); return },

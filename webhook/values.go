@@ -27,6 +27,8 @@ var valueNames = map[string]bool{
 	"workload.name": true, "workload.canonicalName": true, "workload.canonicalRevision": true,
 	"proxy.image": true, "proxy.imagePullPolicy": true, "proxy.imagePullSecrets": true, "proxy.resources": true, "proxy.flags": true,
 	"proxy.env": true, "proxy.customBootstrapArgs": true, "proxy.userVolumes": true, "proxy.userVolumeMounts": true, "proxy.healthPort": true,
+	"proxy.preStop": true,
+	"gate.probe":    true, "gate.image": true, "sidecar.gateCommand": true, "gateway.gateCommand": true,
 	"sidecar.bootstrap": true, "sidecar.redirect": true, "sidecar.appProbers": true, "sidecar.proofPort": true, "sidecar.readinessProbe": true,
 	"sidecar.runAsUser": true, "sidecar.runAsGroup": true, "sidecar.runAsNonRoot": true, "sidecar.capabilities": true,
 	"gateway.bootstrap": true, "gateway.readinessProbe": true, "gateway.sysctls": true,
@@ -54,6 +56,7 @@ type injection struct {
 	bootstrap *bootstrap.Template
 	spec      redirect.Spec
 	captured  bool // a template asked for redirection
+	gated     StartGate
 }
 
 // values computes everything that templates may ask for; what is costly, or has errors of its own, only when it is asked for.
@@ -104,11 +107,19 @@ func (j *injection) values() (*templates.Values, error) {
 		"proxy.resources":            *resources.DeepCopy(),
 		"proxy.flags":                flags,
 		"proxy.healthPort":           healthPort,
+		"proxy.preStop":              func() (any, error) { return j.preStop() },
+		"gate.probe":                 func() (any, error) { return j.gate() == GateProbe, nil },
+		"gate.image":                 func() (any, error) { return j.gateVolumeSource(), nil },
+		"gateway.gateCommand":        func() (any, error) { return j.gateCommand(healthPort, healthPort), nil },
 		"sidecar.bootstrap":          func() (any, error) { return j.sidecarBootstrap() },
 		"sidecar.redirect":           func() (any, error) { return j.redirect() },
 		"sidecar.appProbers":         func() (any, error) { return j.appProbers() },
 		"sidecar.proofPort":          func() (any, error) { return j.proofPort(healthPort) },
 		"gateway.bootstrap":          func() (any, error) { return j.build(bootstrap.Router, nil) },
+	}
+	named["sidecar.gateCommand"] = func() (any, error) {
+		port, err := j.proofPort(healthPort)
+		return j.gateCommand(port, healthPort), err
 	}
 	set := func(name string, present bool, v any) {
 		if present {

@@ -8,11 +8,14 @@ import (
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/deploy/release"
 )
 
-// version is what the program was built from, as Go recorded it in the binary.
+// version is which release the program belongs to, and what it was built from, as Go recorded it in the binary.
 type version struct {
-	Version  string `json:"version"`            // of the module; "(devel)" when built from a checkout
+	Version  string `json:"version"`            // "1.2.3", or "dev"
+	Image    string `json:"image"`              // of the mesh, in this version
 	Revision string `json:"revision,omitempty"` // commit, when the build knew it
 	Go       string `json:"go"`
 	IstioAPI string `json:"istioAPI"` // whose kinds and fields are understood
@@ -22,9 +25,9 @@ type version struct {
 func buildVersion() version {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return version{Version: "unknown: built without module support"}
+		return version{Version: release.Version(), Image: release.Image()}
 	}
-	v := version{Version: info.Main.Version, Go: info.GoVersion}
+	v := version{Version: release.Version(), Image: release.Image(), Go: info.GoVersion}
 	if i := slices.IndexFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "vcs.revision" }); i >= 0 {
 		v.Revision = info.Settings[i].Value
 	}

@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/weft-mesh/weft/deploy/release"
+	"github.com/weft-mesh/weft/webhook"
 )
 
 func main() {
@@ -52,6 +55,8 @@ type options struct {
 	servingNames      []string
 
 	proxyImage       string
+	weftImage        string
+	startGate        string
 	revision         string
 	rootNamespace    string
 	discoveryAddress string
@@ -120,6 +125,8 @@ there, and replaced without a restart when the files or the Secret change.`,
 	f.StringSliceVar(&o.servingNames, "serving-name", nil, "further DNS `NAME` or IP address for the serving certificates; repeatable")
 
 	f.StringVar(&o.proxyImage, "proxy-image", "", "`IMAGE` of injected proxies (default: the stock Envoy that this release was tested with)")
+	f.StringVar(&o.weftImage, "weft-image", "", "`IMAGE` of the mesh, which proxies mount for the program that their start waits for (default "+release.Image()+")")
+	f.StringVar(&o.startGate, "start-gate", string(webhook.GateAuto), "what holds a pod's containers back until its proxy is ready: hook (0.1 s; all nodes must mount image volumes), probe (1 s), or auto: hook where all nodes can")
 	f.StringVar(&o.revision, "revision", "default", "revision that this control plane injects for (istio.io/rev)")
 	f.StringVar(&o.rootNamespace, "root-namespace", "istio-system", "namespace of mesh-wide configuration and of this control plane")
 	f.StringVar(&o.discoveryAddress, "discovery-address", "", "`ADDRESS` that injected proxies connect to (default istiod.ROOT-NAMESPACE.svc:15012)")

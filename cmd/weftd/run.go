@@ -70,7 +70,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			}
 			return nil, false
 		},
-		Options: o.injection(),
+		Options: o.injection(store, log),
 		Mesh:    func() *meshconfig.MeshConfig { return store.Mesh() },
 		Log:     log,
 	})
@@ -197,10 +197,13 @@ func (o *options) names() []string {
 	return append(append(names, "localhost", "127.0.0.1", "::1"), o.servingNames...)
 }
 
-func (o *options) injection() webhook.Options {
+func (o *options) injection(store *mesh.Store, log *slog.Logger) webhook.Options {
 	return webhook.Options{
 		Revision:         o.revision,
 		ProxyImage:       o.proxyImage,
+		WeftImage:        o.weftImage,
+		StartGate:        webhook.StartGate(o.startGate),
+		ImageVolumes:     webhook.NodeGate(store.Nodes, log),
 		TrustDomain:      o.trustDomain,
 		ClusterDomain:    o.clusterDomain,
 		RootNamespace:    o.rootNamespace,

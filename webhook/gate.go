@@ -1,0 +1,200 @@
+package webhook
+
+import (
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/envoy/bootstrap"
+	"github.com/weft-mesh/weft/mesh"
+)
+
+// StartGate is what keeps kubelet from starting a pod's own containers before the proxy works. Both wait for the same: the
+// redirection proven and the configuration received.
+//
+// The startup probe works everywhere, and costs each pod a second, kubelet's smallest period. The hook costs one exec, 0.06 s. Its
+// program comes out of an image volume, so it needs Kubernetes and container runtimes that have those.
+type StartGate string
+
+const (
+	// GateAuto takes the hook when every node can mount images (see MountsImages), and the startup probe otherwise.
+	GateAuto StartGate = "auto"
+	// GateHook is a postStart hook.
+	GateHook StartGate = "hook"
+	// GateProbe is a startup probe.
+	GateProbe StartGate = "probe"
+)
+
+func parseStartGate(v string) (StartGate, error) {
+	switch g := StartGate(v); g {
+	case GateAuto, GateHook, GateProbe:
+		return g, nil
+	}
+	return "", fmt.Errorf("want %s, %s or %s", GateAuto, GateHook, GateProbe)
+}
+
+const (
+	annStartGate = "weft.dev/start-gate"
+
+	gateVolume  = "weft"
+	gateDir     = "/weft"
+	gateProgram = gateDir + "/weft-wait"
+	// How long the hook waits. Deleting a pod waits for its hooks (kubernetes#106604), and a container that does not
+	// become ready is restarted after it, so that its log and its message are seen.
+	gateWait = 15 * time.Second
+)
+
+// gate is what holds this pod back.
+func (j *injection) gate() StartGate {
+	if j.gated == "" {
+		j.gated = j.chooseGate()
+	}
+	return j.gated
+}
+
+func (j *injection) chooseGate() StartGate {
+	// A pod keeps the gate that it was given first: the nodes may have changed between two calls for one pod.
+	if j.before != nil {
+		if slices.Contains(j.before.Volumes, gateVolume) {
+			return GateHook
+		}
+		return GateProbe
+	}
+	asked := j.user.startGate
+	if asked == "" {
+		asked = j.in.o.StartGate
+	}
+	if asked == GateAuto {
+		asked = GateProbe
+		if j.in.o.ImageVolumes != nil && j.in.o.ImageVolumes() {
+			asked = GateHook
+		}
+	}
+	if asked == GateProbe {
+		return GateProbe
+	}
+	// What users say about the proxy's start wins, and a container cannot have two postStart hooks.
+	own := ""
+	switch l := j.override.Lifecycle; {
+	case l != nil && l.PostStart != nil:
+		own = "lifecycle.postStart"
+	case j.override.StartupProbe != nil:
+		own = "startupProbe"
+	default:
+		return GateHook
+	}
+	if j.user.startGate == GateHook {
+		j.warnings = append(j.warnings, fmt.Sprintf("annotation %s: hook has no effect: the container %s has a %s of its own, so a startup probe holds the pod back", annStartGate, ProxyName, own))
+	}
+	return GateProbe
+}
+
+// gateCommand is the hook's, which asks port. $(VAR) is not expanded in hooks: the program reads its environment.
+func (j *injection) gateCommand(port, health int32) any {
+	if j.gate() != GateHook {
+		return nil
+	}
+	command := []string{gateProgram, "--for=" + gateWait.String(), "--port=" + strconv.Itoa(int(port))}
+	if health != bootstrap.PortHealth {
+		command = append(command, "--health-port="+strconv.Itoa(int(health)))
+	}
+	return command
+}
+
+// gateVolumeSource mounts the mesh's image into the proxy's container, read-only. Its pull secrets are the pod's (Kubernetes API: ImageVolumeSource).
+func (j *injection) gateVolumeSource() any {
+	if j.gate() != GateHook {
+		return nil
+	}
+	return corev1.ImageVolumeSource{Reference: j.in.o.WeftImage, PullPolicy: j.in.o.ImagePullPolicy}
+}
+
+// The least versions that mount images. Kubernetes had the field from 1.31 on behind a feature gate, and cannot be without it since 1.36; an API server that has
+// it switched off denies pods with it, which is worse than a slow start.
+var (
+	leastKubelet    = [2]int{1, 36}
+	leastContainerd = [2]int{2, 1}
+	leastCRIO       = [2]int{1, 33}
+)
+
+var majorMinor = regexp.MustCompile(`^v?(\d+)\.(\d+)(?:\D|$)`)
+
+func atLeast(version string, least [2]int) bool {
+	m := majorMinor.FindStringSubmatch(version)
+	if m == nil {
+		return false
+	}
+	major, err := strconv.Atoi(m[1])
+	if err != nil {
+		return false
+	}
+	minor, err := strconv.Atoi(m[2])
+	return err == nil && (major > least[0] || major == least[0] && minor >= least[1])
+}
+
+// MountsImages says whether the node can mount image volumes, by its kubelet and its container runtime; reason is empty or says why not, with the
+// versions that are needed.
+func MountsImages(n mesh.Node) (reason string) {
+	runtime, version, _ := strings.Cut(n.Runtime, "://")
+	least := map[string][2]int{"containerd": leastContainerd, "cri-o": leastCRIO}
+	need, known := least[runtime]
+	switch {
+	case !atLeast(n.Kubelet, leastKubelet):
+		return fmt.Sprintf("node %s has kubelet %s; image volumes need %d.%d", n.Name, n.Kubelet, leastKubelet[0], leastKubelet[1])
+	case !known:
+		return fmt.Sprintf("node %s has the container runtime %s; image volumes need containerd %d.%d or CRI-O %d.%d",
+			n.Name, n.Runtime, leastContainerd[0], leastContainerd[1], leastCRIO[0], leastCRIO[1])
+	case !atLeast(version, need):
+		return fmt.Sprintf("node %s has %s %s; image volumes need %d.%d", n.Name, runtime, version, need[0], need[1])
+	}
+	return ""
+}
+
+// AllMountImages asks it of all Linux nodes, since nobody knows yet where a pod will go.
+func AllMountImages(nodes []mesh.Node) (reason string) {
+	seen := false
+	for _, n := range nodes {
+		if n.OS == string(corev1.Windows) { // where no proxy runs
+			continue
+		}
+		if reason := MountsImages(n); reason != "" {
+			return reason
+		}
+		seen = true
+	}
+	if !seen {
+		return "no node is known"
+	}
+	return ""
+}
+
+// NodeGate is for Options.ImageVolumes: AllMountImages of what nodes lists, looked at again when a second has passed. A
+// change is logged, with the node that prevents the hook.
+func NodeGate(nodes func() []mesh.Node, log *slog.Logger) func() bool {
+	const again = time.Second
+	var mu sync.Mutex
+	var looked time.Time
+	var reason string
+	return func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); looked.IsZero() || now.Sub(looked) >= again {
+			before, first := reason, looked.IsZero()
+			reason, looked = AllMountImages(nodes()), now
+			switch {
+			case reason == "" && (first || before != ""):
+				log.Info("pods are held back by the postStart hook: every node mounts images")
+			case reason != "" && (first || before == ""):
+				log.Info("pods are held back by a startup probe, which costs each a second", "because", reason)
+			}
+		}
+		return reason == ""
+	}
+}
