@@ -1,0 +1,51 @@
+{{- define "cni.name" -}}
+weft-node
+{{- end }}
+
+{{/* Labels of everything. Those of pods lack the chart's version, so that an upgrade restarts what changes only. */}}
+{{- define "cni.labels" -}}
+{{ include "cni.podLabels" . }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
+{{- end }}
+
+{{- define "cni.podLabels" -}}
+k8s-app: istio-cni-node
+app.kubernetes.io/name: weft-node
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/part-of: weft
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+operator.istio.io/component: Cni
+{{- end }}
+
+{{/* The values of cni, with what the platform says where they are empty. */}}
+{{- define "cni.values" -}}
+{{- $cni := deepCopy .Values.cni }}
+{{- $platform := dict }}
+{{- with .Values.global.platform }}
+  {{- $known := $.Files.Get "files/platforms.yaml" | fromYaml }}
+  {{- if not (hasKey $known .) }}
+    {{- fail (printf "global.platform %q: known are %s; for others set cni.cniBinDir, cni.cniConfDir and cni.runtimeEndpoint" . (keys $known | sortAlpha | join ", ")) }}
+  {{- end }}
+  {{- $platform = index $known . | default dict }}
+{{- end }}
+{{- range $name, $default := dict "cniBinDir" "/opt/cni/bin" "cniConfDir" "/etc/cni/net.d" "runtimeEndpoint" "/run/containerd/containerd.sock" "cniNetnsDir" "/var/run/netns" "seLinuxOptions" dict }}
+  {{- $_ := set $cni $name (index $cni $name | default (get $platform $name) | default $default) }}
+{{- end }}
+{{- $_ := set $cni "privileged" (or $cni.privileged (get $platform "privileged" | default false)) }}
+{{- $_ := set $cni.resourceQuotas "enabled" (or $cni.resourceQuotas.enabled (get $platform "resourceQuotas" | default false)) }}
+{{- $_ := set $cni "excludeNamespaces" (append $cni.excludeNamespaces .Release.Namespace | uniq) }}
+{{- toYaml $cni }}
+{{- end }}
+
+{{- define "cni.image" -}}
+{{- if contains "/" .Values.cni.image }}{{ .Values.cni.image }}
+{{- else }}{{ .Values.cni.hub | default .Values.global.hub }}/{{ .Values.cni.image }}:{{ .Values.cni.tag | default .Values.global.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{/* The level in Istio's "default:info,cni:debug", or the word itself. */}}
+{{- define "cni.logLevel" -}}
+{{- $all := .Values.cni.logLevel | default .Values.global.logging.level }}
+{{- $level := regexFind "cni:[a-z]+" $all | trimPrefix "cni:" | default (regexFind "default:[a-z]+" $all | trimPrefix "default:") | default $all }}
+{{- get (dict "warning" "warn" "fatal" "error" "none" "error") $level | default $level }}
+{{- end }}
