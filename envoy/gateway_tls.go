@@ -136,8 +136,11 @@ func (b *gatewayBuilder) endTLS(s *gatewayServer) *core.TransportSocket {
 		}
 	}
 	d := &tls.DownstreamTlsContext{CommonTlsContext: common}
-	if t.GetMode() == networking.ServerTLSSettings_MUTUAL {
+	switch t.GetMode() {
+	case networking.ServerTLSSettings_MUTUAL:
 		d.RequireClientCertificate = yes()
+	case networking.ServerTLSSettings_OPTIONAL_MUTUAL:
+		d.RequireClientCertificate = no()
 	}
 	return transportSocket(tlsSocketName, d)
 }
