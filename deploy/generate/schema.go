@@ -42,6 +42,9 @@ func read(chart string) (*values, error) {
 // open are values whose fields are Kubernetes' or Istio's to define, though there are defaults.
 var open = []string{"meshConfig", "resources", "seccompProfile", "podAnnotations"}
 
+// flat are the groups of values that may also stand at the top level.
+var flat = map[string]string{deploy.Istiod: "pilot", deploy.CNI: "cni"}
+
 // choices are the values of which there are few.
 var choices = map[string][]any{
 	"kind":               {"Deployment", "DaemonSet"},
@@ -66,8 +69,8 @@ func schema(chart string, charts map[string]*values) ([]byte, error) {
 	own := charts[chart]
 	top := of("", own.defaults)
 	properties := top["properties"].(object)
-	if chart == deploy.Istiod {
-		for field, s := range properties["pilot"].(object)["properties"].(object) {
+	if group, ok := properties[flat[chart]].(object); ok {
+		for field, s := range group["properties"].(object) {
 			if _, taken := properties[field]; !taken {
 				properties[field] = s
 			}

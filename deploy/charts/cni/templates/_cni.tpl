@@ -17,9 +17,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 operator.istio.io/component: Cni
 {{- end }}
 
-{{/* The values of cni, with what the platform says where they are empty. */}}
+{{/* The values of cni, with those that stand at the top level, and with what the platform says where they are empty. */}}
 {{- define "cni.values" -}}
 {{- $cni := deepCopy .Values.cni }}
+{{- range $name, $_ := .Values.cni }}
+  {{- if hasKey $.Values $name }}
+    {{- $over := index $.Values $name }}
+    {{- if and (kindIs "map" $over) (kindIs "map" (index $cni $name)) }}
+      {{- $over = mergeOverwrite (index $cni $name) $over }}
+    {{- end }}
+    {{- $_ := set $cni $name $over }}
+  {{- end }}
+{{- end }}
 {{- $platform := dict }}
 {{- with .Values.global.platform }}
   {{- $known := $.Files.Get "files/platforms.yaml" | fromYaml }}
@@ -38,14 +47,15 @@ operator.istio.io/component: Cni
 {{- end }}
 
 {{- define "cni.image" -}}
-{{- if contains "/" .Values.cni.image }}{{ .Values.cni.image }}
-{{- else }}{{ .Values.cni.hub | default .Values.global.hub }}/{{ .Values.cni.image }}:{{ .Values.cni.tag | default .Values.global.tag | default .Chart.AppVersion }}
+{{- $cni := include "cni.values" . | fromYaml }}
+{{- if contains "/" $cni.image }}{{ $cni.image }}
+{{- else }}{{ $cni.hub | default .Values.global.hub }}/{{ $cni.image }}:{{ $cni.tag | default .Values.global.tag | default .Chart.AppVersion }}
 {{- end }}
 {{- end }}
 
 {{/* The level in Istio's "default:info,cni:debug", or the word itself. */}}
 {{- define "cni.logLevel" -}}
-{{- $all := .Values.cni.logLevel | default .Values.global.logging.level }}
+{{- $all := (include "cni.values" . | fromYaml).logLevel | default .Values.global.logging.level }}
 {{- $level := regexFind "cni:[a-z]+" $all | trimPrefix "cni:" | default (regexFind "default:[a-z]+" $all | trimPrefix "default:") | default $all }}
 {{- get (dict "warning" "warn" "fatal" "error" "none" "error") $level | default $level }}
 {{- end }}
