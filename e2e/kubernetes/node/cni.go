@@ -1,12 +1,14 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // installCNI puts the reference plugins and the primary network's configuration where a node has them.
@@ -24,9 +26,16 @@ func (c *cluster) installCNI() error {
 			return err
 		}
 	}
-	switch c.Network {
-	case "ptp":
+	return nil
+}
+
+// network brings the pod network up: the node is Ready when its configuration is there.
+func (c *cluster) network(ctx context.Context) error {
+	switch {
+	case c.Network == "ptp":
 		return c.writeConflist("10-ptp.conflist", c.ptp())
+	case strings.HasPrefix(c.Network, "flannel-"):
+		return c.flannel(ctx)
 	default:
 		return fmt.Errorf("network %s: not yet", c.Network)
 	}

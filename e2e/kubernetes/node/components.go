@@ -10,14 +10,16 @@ import (
 // Bins are the directories of the programs, under bin/ of the checkout.
 type Bins struct {
 	Kubernetes string // kube-apiserver, kubelet, ... etcd
-	Containerd string // containerd, ctr, the shim; empty: the machine's own
+	Containerd string // containerd, ctr, its shim, runc
 	CNI        string // the reference plugins
-	Cluster    string // coredns, flanneld, multus
+	Netfilter  string // iptables and its libraries; empty: the machine's own
+	// Programs of some networks.
+	Flanneld, Multus string
 }
 
 // program says how a component is started.
 func (c *cluster) program(name string) (Program, error) {
-	p := Program{Name: name, Log: c.log(name), Env: []string{"HOME=/root"}}
+	p := Program{Name: name, Log: c.log(name), Env: c.environment()}
 	kube := func(program string) string { return filepath.Join(c.bins.Kubernetes, program) }
 	switch name {
 	case "etcd":
@@ -53,26 +55,29 @@ func (c *cluster) program(name string) (Program, error) {
 			return p, err
 		}
 	case "containerd":
-		p.Args = []string{c.runtime("containerd"), "--config=" + c.path("containerd.toml")}
-		if c.bins.Containerd != "" {
-			// The shim that belongs to this containerd comes first.
-			p.Env = append(p.Env, "PATH="+c.bins.Containerd+":"+os.Getenv("PATH"))
-		}
+		p.Args = []string{filepath.Join(c.bins.Containerd, "containerd"), "--config=" + c.path("containerd.toml")}
 		if err := os.WriteFile(c.path("containerd.toml"), []byte(c.containerdConfig()), 0o644); err != nil {
 			return p, err
 		}
+	case "flanneld":
+		p.Env = append(p.Env, "NODE_NAME="+NodeName)
+		p.Args = []string{c.bins.Flanneld, "--kube-subnet-mgr", "--kubeconfig-file=" + c.pki("flannel.kubeconfig"), "--iface=node0",
+			"--net-config-path=/run/flannel/net-conf.json", "--subnet-file=/run/flannel/subnet.env"}
 	default:
 		return p, fmt.Errorf("no component %s", name)
 	}
 	return p, nil
 }
 
-// runtime is the path of a program of containerd.
-func (c *cluster) runtime(program string) string {
-	if c.bins.Containerd == "" {
-		return filepath.Join("/usr/bin", program)
+// environment of everything on the node. The shim and the runc that belong to this containerd come first.
+func (c *cluster) environment() []string {
+	path := c.bins.Containerd + ":" + c.bins.Kubernetes
+	env := []string{"HOME=/root"}
+	if n := c.bins.Netfilter; n != "" {
+		path += ":" + filepath.Join(n, "sbin")
+		env = append(env, "LD_LIBRARY_PATH="+filepath.Join(n, "lib"), "XTABLES_LIBDIR="+filepath.Join(n, "xtables"))
 	}
-	return filepath.Join(c.bins.Containerd, program)
+	return append(env, "PATH="+path+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 }
 
 // kubeletConfig is block YAML: a file that begins with a brace is read as JSON.
@@ -104,6 +109,7 @@ imageGCLowThresholdPercent: 99
 
 // containerdConfig leaves all paths at containerd's defaults. Snapshotters and plugins that need what is not there are off.
 func (c *cluster) containerdConfig() string {
+	runc := filepath.Join(c.bins.Containerd, "runc")
 	if !c.v2() {
 		return fmt.Sprintf(`version = 2
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs"]
@@ -113,7 +119,11 @@ sandbox_image = %q
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = %q
 conf_dir = %q
-`, pauseImage, cniBinDir, cniConfDir)
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+BinaryName = %q
+`, pauseImage, cniBinDir, cniConfDir, runc)
 	}
 	return fmt.Sprintf(`version = 3
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs", "io.containerd.nri.v1.nri"]
@@ -124,7 +134,11 @@ restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = [%q]
 conf_dir = %q
-`, pauseImage, cniBinDir, cniConfDir)
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+BinaryName = %q
+`, pauseImage, cniBinDir, cniConfDir, runc)
 }
 
 const (

@@ -109,7 +109,6 @@ var users = []user{
 	{"kube-controller-manager", "system:kube-controller-manager", ""},
 	{"kube-scheduler", "system:kube-scheduler", ""},
 	{"kube-proxy", "system:kube-proxy", ""},
-	{"cluster-dns", "weft:cluster-dns", ""},
 	{"flannel", "weft:flannel", ""},
 }
 

@@ -83,7 +83,10 @@ func (c *cluster) up(ctx context.Context) error {
 	if err := c.start(ctx, "kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy"); err != nil {
 		return err
 	}
-	if err := c.load(ctx, c.Images); err != nil {
+	if err := c.network(ctx); err != nil {
+		return err
+	}
+	if err := Load(ctx, c.dir, c.Images); err != nil {
 		return err
 	}
 	c.step("%d images loaded", len(c.Images))
@@ -98,7 +101,10 @@ func (c *cluster) up(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	c.step("namespace default ready")
+	if err := c.dns(ctx); err != nil {
+		return err
+	}
+	c.step("cluster DNS ready")
 	return nil
 }
 
@@ -209,9 +215,10 @@ func (c *cluster) kubectl(ctx context.Context, input string, args ...string) err
 	return nil
 }
 
-// load puts image archives into containerd.
-func (c *cluster) load(ctx context.Context, archives []string) error {
-	return Load(ctx, c.dir, archives)
+// output runs kubectl for what it prints.
+func (c *cluster) output(ctx context.Context, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, c.path("kubectl"), args...).Output()
+	return strings.TrimSpace(string(out)), err
 }
 
 // Load puts image archives (docker-archive or OCI tar files) into the containerd of a running cluster.
@@ -242,26 +249,21 @@ func Load(ctx context.Context, dir string, archives []string) error {
 // scripts writes DIR/kubectl, DIR/run, DIR/enter and DIR/ctr.
 func (c *cluster) scripts(pid int) error {
 	kubeconfig := fmt.Sprintf("KUBECONFIG=%q KUBECACHEDIR=%q", c.path("kubeconfig"), c.path("kubectl-cache"))
-	enter := fmt.Sprintf("nsenter --target=%d --mount --net --uts --ipc --pid --wdns=\"$PWD\" -- env %s PATH=%q", pid, kubeconfig, c.pathVariable())
+	enter := fmt.Sprintf("nsenter --target=%d --mount --net --uts --ipc --pid --wdns=\"$PWD\" -- env %s", pid, kubeconfig)
+	for _, e := range c.environment() {
+		enter += fmt.Sprintf(" %q", e)
+	}
 	for name, text := range map[string]string{
 		"kubectl": fmt.Sprintf("# kubectl for cluster %s\n%s exec nsenter --net=%s -- %s \"$@\"\n", c.Name, kubeconfig, netnsPath(c.Name), filepath.Join(c.bins.Kubernetes, "kubectl")),
 		"run":     fmt.Sprintf("# run COMMAND...: in the node's network, as the administrator of cluster %s\n%s exec nsenter --net=%s -- \"$@\"\n", c.Name, kubeconfig, netnsPath(c.Name)),
 		"enter":   fmt.Sprintf("# enter COMMAND...: on the node of cluster %s: its files, processes and network\nexec %s \"$@\"\n", c.Name, enter),
-		"ctr":     fmt.Sprintf("# ctr for the pods and images of cluster %s\nexec %s %s --namespace k8s.io \"$@\"\n", c.Name, enter, c.runtime("ctr")),
+		"ctr":     fmt.Sprintf("# ctr for the pods and images of cluster %s\nexec %s %s --namespace k8s.io \"$@\"\n", c.Name, enter, filepath.Join(c.bins.Containerd, "ctr")),
 	} {
 		if err := os.WriteFile(c.path(name), []byte("#!/bin/sh\n"+text), 0o755); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (c *cluster) pathVariable() string {
-	path := c.bins.Kubernetes + ":" + os.Getenv("PATH")
-	if c.bins.Containerd != "" {
-		path = c.bins.Containerd + ":" + path
-	}
-	return path
 }
 
 func (c *cluster) describe(pid int, ticks uint64) error {

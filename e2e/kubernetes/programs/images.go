@@ -16,12 +16,13 @@ import (
 type testImage struct {
 	file string // bin/images/FILE.tar
 	ref  string
-	pkg  string // the Go package that is compiled; empty: bin/PROGRAM is there already
+	pkg  string // the Go package that is compiled; empty: it is made elsewhere
 	at   string // the program's path in the image
 }
 
 var testImages = []testImage{
 	{"pause", "registry.k8s.io/pause:3.10", "./e2e/kubernetes/pause", "/pause"},
+	{"coredns", "registry.k8s.io/coredns/coredns:v1.14.0", "", "/coredns"},
 	{"envoy", "docker.io/envoyproxy/envoy:distroless-v1.40.0", "", "/usr/local/bin/envoy"},
 	{"testapp", "docker.io/weftmesh/testapp:1", "./e2e/testapp", "/usr/local/bin/testapp"},
 	{"testapp-dev", "docker.io/weftmesh/testapp:dev", "./e2e/testapp", "/usr/local/bin/testapp"},
@@ -36,6 +37,10 @@ var testImages = []testImage{
 func (b *Builder) TestImages(ctx context.Context) ([]string, error) {
 	began := time.Now()
 	if err := b.envoy(ctx); err != nil {
+		return nil, err
+	}
+	coreDNS, err := b.coreDNS(ctx)
+	if err != nil {
 		return nil, err
 	}
 	build := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", b.path("bin", "images", "programs") + "/"}
@@ -55,8 +60,11 @@ func (b *Builder) TestImages(ctx context.Context) ([]string, error) {
 		archive := b.path("bin", "images", i.file+".tar")
 		archives = append(archives, archive)
 		program := b.path("bin", "images", "programs", filepath.Base(i.pkg))
-		if i.pkg == "" {
-			program = b.path("bin", i.file)
+		switch i.file {
+		case "coredns":
+			program = coreDNS
+		case "envoy":
+			program = b.path("bin", "envoy")
 		}
 		if newer(archive, program) {
 			continue

@@ -2,22 +2,36 @@ package programs
 
 import (
 	"context"
-	"fmt"
-	"os"
-	"path/filepath"
+	"strings"
 
 	"github.com/weft-mesh/weft/e2e/kubernetes/node"
 )
 
-// Node makes what a node of a spec runs.
-func (b *Builder) Node(ctx context.Context, spec node.Spec) (node.Bins, error) {
-	bins := node.Bins{Kubernetes: b.path("bin", "kubernetes", spec.Version), CNI: b.path("bin", "cni")}
-	if spec.Version == "1.37.1" {
-		bins.Containerd = b.path("bin", "containerd-pre")
-	}
-	for _, p := range []string{filepath.Join(bins.Kubernetes, "kubelet"), filepath.Join(bins.CNI, "portmap")} {
-		if _, err := os.Stat(p); err != nil {
-			return bins, fmt.Errorf("%w: build it first", err)
+// Node makes what a node of a spec runs beside its images.
+func (b *Builder) Node(ctx context.Context, spec node.Spec) (bins node.Bins, err error) {
+	for _, step := range []struct {
+		to   *string
+		make func() (string, error)
+	}{
+		{&bins.Kubernetes, func() (string, error) { return b.Kubernetes(ctx, spec.Version) }},
+		{&bins.Containerd, func() (string, error) { return b.containerd(ctx, node.Versions[spec.Version]) }},
+		{&bins.CNI, func() (string, error) { return b.CNI(ctx) }},
+		{&bins.Netfilter, func() (string, error) { return b.netfilter(ctx) }},
+		{&bins.Flanneld, func() (string, error) {
+			if !strings.HasPrefix(spec.Network, "flannel") {
+				return "", nil
+			}
+			return b.flannel(ctx)
+		}},
+		{&bins.Multus, func() (string, error) {
+			if spec.Network != "multus" {
+				return "", nil
+			}
+			return b.multus(ctx)
+		}},
+	} {
+		if *step.to, err = step.make(); err != nil {
+			return bins, err
 		}
 	}
 	return bins, nil
