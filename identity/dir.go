@@ -86,7 +86,7 @@ func (d Dir) Create(ctx context.Context, m Material) error {
 }
 
 // Watch implements Store.
-func (d Dir) Watch(ctx context.Context) (<-chan struct{}, error) { return watchDir(ctx, string(d)) }
+func (d Dir) Watch(ctx context.Context) (<-chan struct{}, error) { return WatchDir(ctx, string(d)) }
 
 func (d Dir) temporary(name string) string { return filepath.Join(string(d), "."+name+".new") }
 

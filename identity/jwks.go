@@ -78,7 +78,7 @@ type fileKeys struct{ keys atomic.Pointer[keySet] }
 
 func openFile(ctx context.Context, path string, log *slog.Logger) (*fileKeys, error) {
 	// The watch begins before the first read, so that no change falls between.
-	events, err := watchDir(ctx, filepath.Dir(path))
+	events, err := WatchDir(ctx, filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}

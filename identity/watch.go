@@ -12,9 +12,9 @@ import (
 // files are usually replaced one after the other.
 const settle = 100 * time.Millisecond
 
-// watchDir sends after each change of any entry of dir. Watching the directory
+// WatchDir sends after each change of any entry of dir. Watching the directory
 // and not the file is what makes kubelet's swap of the ..data symlink visible.
-func watchDir(ctx context.Context, dir string) (<-chan struct{}, error) {
+func WatchDir(ctx context.Context, dir string) (<-chan struct{}, error) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	meshconfig "istio.io/api/mesh/v1alpha1"
@@ -27,7 +28,7 @@ const annotationNotInjected = "weft.dev/not-injected"
 // selected: the selectors of the MutatingWebhookConfiguration decide on namespaces. The listener, its certificate and the MutatingWebhookConfiguration are the
 // caller's. It is safe for concurrent use.
 type Server struct {
-	in        *Injector
+	in        atomic.Pointer[Injector]
 	namespace func(string) (map[string]string, bool)
 	mesh      func() *meshconfig.MeshConfig
 	log       *slog.Logger
@@ -45,7 +46,8 @@ func New(c Config) (*Server, error) {
 	if c.Namespace == nil {
 		return nil, errors.New("injection: Config.Namespace is nil: namespace labels decide who is injected")
 	}
-	s := &Server{in: in, namespace: c.Namespace, mesh: c.Mesh, log: c.Log}
+	s := &Server{namespace: c.Namespace, mesh: c.Mesh, log: c.Log}
+	s.in.Store(in)
 	if s.mesh == nil {
 		s.mesh = func() *meshconfig.MeshConfig { return nil }
 	}
@@ -67,7 +69,7 @@ func New(c Config) (*Server, error) {
 }
 
 // Injector returns what the server decides and injects with.
-func (s *Server) Injector() *Injector { return s.in }
+func (s *Server) Injector() *Injector { return s.in.Load() }
 
 // Collectors are the server's metrics, under Istio's names.
 func (s *Server) Collectors() []prometheus.Collector {
@@ -166,7 +168,8 @@ func (s *Server) review(ctx context.Context, req *admissionv1.AdmissionRequest) 
 		namespace = pod.Namespace
 	}
 	nsLabels, _ := s.namespace(namespace)
-	d := s.in.DecideSelected(pod, namespace, nsLabels)
+	in := s.in.Load()
+	d := in.DecideSelected(pod, namespace, nsLabels)
 	log := s.log.With("namespace", namespace, "pod", podName(pod), "reason", d.Reason)
 	if !d.Inject {
 		log.DebugContext(ctx, "pod not injected", "why", d.Message)
@@ -176,7 +179,7 @@ func (s *Server) review(ctx context.Context, req *admissionv1.AdmissionRequest) 
 		}
 		return answer
 	}
-	after, warnings, err := s.in.Inject(pod, namespace, s.mesh())
+	after, warnings, err := in.Inject(pod, namespace, s.mesh())
 	if err != nil {
 		return deny(fmt.Errorf("injection of pod %s/%s: %w", namespace, podName(pod), err))
 	}

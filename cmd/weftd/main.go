@@ -54,6 +54,7 @@ type options struct {
 	monitoringAddress string
 	servingNames      []string
 
+	injectionConfig  string
 	proxyImage       string
 	weftImage        string
 	startGate        string
@@ -124,6 +125,7 @@ there, and replaced without a restart when the files or the Secret change.`,
 	f.StringVar(&o.monitoringAddress, "monitoring-address", ":15014", "`ADDRESS` of metrics, readiness and debug pages")
 	f.StringSliceVar(&o.servingNames, "serving-name", nil, "further DNS `NAME` or IP address for the serving certificates; repeatable")
 
+	f.StringVar(&o.injectionConfig, "injection-config", "", "`DIR` with the keys values and config of ConfigMap istio-sidecar-injector; watched. Flags win over it")
 	f.StringVar(&o.proxyImage, "proxy-image", "", "`IMAGE` of injected proxies (default: the stock Envoy that this release was tested with)")
 	f.StringVar(&o.weftImage, "weft-image", "", "`IMAGE` of the mesh, which proxies mount for the program that their start waits for (default "+release.Image()+")")
 	f.StringVar(&o.startGate, "start-gate", string(webhook.GateAuto), "what holds a pod's containers back until its proxy is ready: hook (0.1 s; all nodes must mount image volumes), probe (1 s), or auto: hook where all nodes can")

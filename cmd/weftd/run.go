@@ -63,6 +63,10 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	store := mesh.NewStore(meshOptions)
 	discovery := xds.NewServer(xds.Config{Verifier: verifier, Authority: authority, TrustDomain: o.trustDomain, TTL: o.svidTTL, Log: log})
+	injection, err := o.injection(store, log)
+	if err != nil {
+		return err
+	}
 	injector, err := webhook.New(webhook.Config{
 		Namespace: func(name string) (map[string]string, bool) {
 			if ns := store.Namespace(name); ns != nil {
@@ -70,7 +74,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			}
 			return nil, false
 		},
-		Options: o.injection(store, log),
+		Options: injection,
 		Mesh:    func() *meshconfig.MeshConfig { return store.Mesh() },
 		Log:     log,
 	})
@@ -105,6 +109,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		}
 		return serveHTTP(ctx, tls.NewListener(ports.webhook, webTLS(serving)), injector)
 	})
+	group.Go(func() error { return o.followInjection(ctx, store, injector, log) })
 	group.Go(func() error { return serveHTTP(ctx, ports.monitoring, monitoring.handler()) })
 	if api != nil {
 		group.Go(func() error { return o.lead(during(ctx, asked), api, authority, log) })
@@ -195,20 +200,6 @@ func (o *options) names() []string {
 		names = append(names, service+"."+o.rootNamespace+".svc", service+"."+o.rootNamespace+".svc."+o.clusterDomain, service+"."+o.rootNamespace, service)
 	}
 	return append(append(names, "localhost", "127.0.0.1", "::1"), o.servingNames...)
-}
-
-func (o *options) injection(store *mesh.Store, log *slog.Logger) webhook.Options {
-	return webhook.Options{
-		Revision:         o.revision,
-		ProxyImage:       o.proxyImage,
-		WeftImage:        o.weftImage,
-		StartGate:        webhook.StartGate(o.startGate),
-		ImageVolumes:     webhook.NodeGate(store.Nodes, log),
-		TrustDomain:      o.trustDomain,
-		ClusterDomain:    o.clusterDomain,
-		RootNamespace:    o.rootNamespace,
-		DiscoveryAddress: o.discoveryAddress,
-	}
 }
 
 // ports are the open listeners; plaintext may be nil.
