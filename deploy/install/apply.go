@@ -1,0 +1,221 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	helm "helm.sh/helm/v4/pkg/release/v1"
+)
+
+// Options of Install.
+type Options struct {
+	DryRun        bool // ask the API server, change nothing
+	Wait          bool // until everything is ready
+	Timeout       time.Duration
+	Force         bool // also over another mesh's releases
+	TakeOwnership bool // of objects that exist and belong to nobody
+	MoveGateways  bool // gateways of another revision come to this one
+	Progress      Progress
+}
+
+// Result is what an installation did.
+type Result struct {
+	Releases []*helm.Release
+	Kept     []string // gateways that stayed with their revision
+}
+
+// Install brings the cluster to the plan. It may be repeated at any time, and goes on where an earlier one stopped: each release is
+// brought to what it should be. When ctx ends, the release being written is finished, and nothing more is begun.
+func (c *Cluster) Install(ctx context.Context, p *Plan, o Options) (*Result, error) {
+	if o.Progress == nil {
+		o.Progress = Silent{}
+	}
+	if err := c.Reachable(); err != nil {
+		return nil, err
+	}
+	for _, ns := range p.namespaces() {
+		if err := c.ensureNamespace(ctx, ns, p, o); err != nil {
+			return nil, err
+		}
+	}
+	out := &Result{}
+	kept, err := c.keepGateways(p, o)
+	if err != nil {
+		return nil, err
+	}
+	out.Kept = kept
+	// Base first: it has the kinds. Control plane and node agent then come up side by side. Gateways last: they are injected.
+	for _, stage := range [][]string{{Base}, {Pilot, CNI}, {Ingress, Egress}} {
+		if err := c.stage(ctx, p, stage, o, out); err != nil {
+			return out, err
+		}
+	}
+	if o.DryRun {
+		return out, nil
+	}
+	return out, c.record(ctx, p)
+}
+
+// namespaces that the releases go to, the control plane's first.
+func (p *Plan) namespaces() []string {
+	out := []string{p.Namespace}
+	for _, r := range p.Releases {
+		if !slices.Contains(out, r.Namespace) {
+			out = append(out, r.Namespace)
+		}
+	}
+	return out
+}
+
+// ensureNamespace makes a namespace that is missing. The control plane's must let the node agent in, which needs what no
+// restricted pod may have.
+func (c *Cluster) ensureNamespace(ctx context.Context, name string, p *Plan, o Options) error {
+	network, _ := get(p.Tree, "spec", "values", "global", "network")
+	networkName, _ := network.(string)
+	ns, err := c.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		made := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
+		if name == p.Namespace {
+			made.Labels["pod-security.kubernetes.io/enforce"] = "privileged"
+			if networkName != "" {
+				made.Labels["topology.istio.io/network"] = networkName
+			}
+		}
+		if o.DryRun {
+			o.Progress.Note("namespace " + name + " would be made; what goes into it could not be tried")
+			return nil
+		}
+		if _, err = c.CoreV1().Namespaces().Create(ctx, made, metav1.CreateOptions{FieldManager: "weft"}); err != nil && !apierrors.IsAlreadyExists(err) {
+			return fmt.Errorf("make namespace %s: %w", name, c.unreachable(err))
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read namespace %s: %w", name, c.unreachable(err))
+	}
+	if ns.DeletionTimestamp != nil {
+		return fmt.Errorf("namespace %s is being deleted: wait until it is gone, then install again", name)
+	}
+	if level := ns.Labels["pod-security.kubernetes.io/enforce"]; name == p.Namespace && p.has(CNI) && (level == "restricted" || level == "baseline") {
+		return fmt.Errorf("namespace %s enforces Pod Security %q, and the node agent needs more (docs/node.md says what and why): "+
+			"kubectl label namespace %s pod-security.kubernetes.io/enforce=privileged --overwrite", name, level, name)
+	}
+	return nil
+}
+
+func (p *Plan) has(component string) bool {
+	return slices.ContainsFunc(p.Releases, func(r Release) bool { return r.Component == component })
+}
+
+// keepGateways takes the gateways out of the plan that another revision has, unless the user names them or asks for it: a
+// second control plane must not take the traffic of the first.
+func (c *Cluster) keepGateways(p *Plan, o Options) ([]string, error) {
+	var kept []string
+	var stay []Release
+	for _, r := range p.Releases {
+		if r.Chart != "gateway" || o.MoveGateways || p.named[r.Name] {
+			stay = append(stay, r)
+			continue
+		}
+		cfg, err := c.helmIn(r.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		was, err := last(cfg, r.Name)
+		if err != nil {
+			return nil, err
+		}
+		if was == nil || !ours(was.Chart) {
+			stay = append(stay, r)
+			continue
+		}
+		revision, _ := was.Config["revision"].(string)
+		if suffix(revision) == suffix(p.Revision) {
+			stay = append(stay, r)
+			continue
+		}
+		if revision == "" {
+			revision = "default"
+		}
+		kept = append(kept, fmt.Sprintf("gateway %s stays with revision %s; move it with --move-gateways when the new control plane has proven itself", r.Name, revision))
+	}
+	p.Releases = stay
+	return kept, nil
+}
+
+// stage applies the releases of some components, then waits for them side by side.
+func (c *Cluster) stage(ctx context.Context, p *Plan, components []string, o Options, out *Result) error {
+	type waiting struct {
+		component string
+		manifests []string
+		begun     time.Time
+	}
+	var all []waiting
+	for _, component := range components {
+		w := waiting{component: component, begun: time.Now()}
+		for _, r := range p.Releases {
+			if r.Component != component {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return interrupted(err)
+			}
+			o.Progress.Begin(component, "writing Helm release "+r.Name)
+			rel, err := c.apply(ctx, r, o)
+			if err != nil {
+				o.Progress.Failed(component, time.Since(w.begun))
+				return c.unreachable(err)
+			}
+			out.Releases = append(out.Releases, rel)
+			w.manifests = append(w.manifests, rel.Manifest)
+		}
+		if len(w.manifests) > 0 {
+			all = append(all, w)
+		}
+	}
+	if slices.Contains(components, Base) && !o.DryRun {
+		if err := c.waitForKinds(ctx, p, o.Timeout); err != nil {
+			return err
+		}
+		c.Forget()
+	}
+	if o.DryRun || !o.Wait {
+		for _, w := range all {
+			o.Progress.Done(w.component, time.Since(w.begun))
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	var group errgroup.Group // all are waited for: each may have its own trouble to tell
+	for _, w := range all {
+		group.Go(func() error {
+			err := c.waitReady(ctx, p, strings.Join(w.manifests, "\n---\n"), func(doing string) { o.Progress.Begin(w.component, doing) })
+			if err != nil {
+				o.Progress.Failed(w.component, time.Since(w.begun))
+				return fmt.Errorf("%s: %w", w.component, err)
+			}
+			o.Progress.Done(w.component, time.Since(w.begun))
+			return nil
+		})
+	}
+	err := group.Wait()
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return interrupted(ctx.Err())
+	}
+	return err
+}
+
+// ErrInterrupted is returned when the user stopped an installation.
+var ErrInterrupted = errors.New("interrupted: what was written stays; run the same command again to go on")
+
+func interrupted(err error) error { return fmt.Errorf("%w (%w)", ErrInterrupted, err) }

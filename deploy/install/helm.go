@@ -1,0 +1,184 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+	"time"
+
+	"helm.sh/helm/v4/pkg/action"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/release/common"
+	helm "helm.sh/helm/v4/pkg/release/v1"
+	"helm.sh/helm/v4/pkg/storage/driver"
+
+	"github.com/weft-mesh/weft/deploy"
+)
+
+// abandoned is how long a release may be "pending" before we say that whoever worked on it is gone. A step of ours
+// takes a second or two: readiness is waited for afterwards.
+const abandoned = time.Minute
+
+// helmIn prepares Helm for one namespace.
+func (c *Cluster) helmIn(namespace string) (*action.Configuration, error) {
+	kube.ManagedFieldsManager = "helm" // what a helm upgrade by hand calls itself: no conflicts with it
+	cfg := action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler))
+	if err := cfg.Init(c, namespace, ""); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// last is the newest version of a release; nil when there is none.
+func last(cfg *action.Configuration, name string) (*helm.Release, error) {
+	r, err := cfg.Releases.Last(name)
+	if errors.Is(err, driver.ErrReleaseNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read Helm release %s: %w", name, err)
+	}
+	rel, ok := r.(*helm.Release)
+	if !ok {
+		return nil, fmt.Errorf("Helm release %s is of a kind (%T) that weft does not know: use helm for it", name, r)
+	}
+	return rel, nil
+}
+
+// ours says whether a chart is one of package deploy.
+func ours(c *chart.Chart) bool {
+	return c != nil && c.Metadata != nil && strings.Contains(c.Metadata.Home+strings.Join(c.Metadata.Sources, " "), "weft-mesh/weft")
+}
+
+// apply installs or upgrades one release; what stands in its manifest afterwards is returned. It cannot be interrupted: Helm
+// would leave the release half done.
+func (c *Cluster) apply(ctx context.Context, r Release, o Options) (*helm.Release, error) {
+	cfg, err := c.helmIn(r.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	ch, err := deploy.Chart(r.Chart)
+	if err != nil {
+		return nil, err
+	}
+	was, err := c.takeOver(ctx, cfg, r.Name, o)
+	if err != nil {
+		return nil, err
+	}
+	if was != nil && !ours(was.Chart) && !o.Force {
+		return nil, fmt.Errorf("Helm release %s in namespace %s is chart %s, not weft's: another mesh is installed there. "+
+			"Install beside it under a revision (--revision weft) in another namespace, or uninstall it (helm uninstall %s -n %s)",
+			r.Name, r.Namespace, was.Chart.Metadata.Name+" "+was.Chart.Metadata.Version, r.Name, r.Namespace)
+	}
+	uninterrupted := context.WithoutCancel(ctx)
+	strategy := action.DryRunNone
+	if o.DryRun {
+		strategy = action.DryRunServer
+	}
+	if was == nil || was.Info.Status == common.StatusUninstalled {
+		in := action.NewInstall(cfg)
+		in.ReleaseName, in.Namespace, in.PostRenderer = r.Name, r.Namespace, r
+		in.WaitStrategy, in.Timeout = kube.HookOnlyStrategy, requestTimeout
+		in.TakeOwnership, in.ForceConflicts, in.Replace = o.TakeOwnership, true, was != nil
+		in.DryRunStrategy, in.HideSecret = strategy, o.DryRun
+		got, err := in.RunWithContext(uninterrupted, ch, r.Values)
+		return result(got, r, err)
+	}
+	up := action.NewUpgrade(cfg)
+	up.Namespace, up.PostRenderer, up.ResetValues = r.Namespace, r, true
+	up.WaitStrategy, up.Timeout = kube.HookOnlyStrategy, requestTimeout
+	up.TakeOwnership, up.ForceConflicts, up.MaxHistory = o.TakeOwnership, true, 10
+	up.ServerSideApply = "true"
+	up.DryRunStrategy, up.HideSecret = strategy, o.DryRun
+	got, err := up.RunWithContext(uninterrupted, r.Name, ch, r.Values)
+	return result(got, r, err)
+}
+
+func result(got any, r Release, err error) (*helm.Release, error) {
+	if err != nil {
+		return nil, explain(r, err)
+	}
+	rel, ok := got.(*helm.Release)
+	if !ok {
+		return nil, fmt.Errorf("Helm release %s: Helm returned a %T", r.Name, got)
+	}
+	return rel, nil
+}
+
+// takeOver returns the newest version of a release, once nobody works on it. One that was left pending by a program that is
+// gone is marked as failed, so that Helm goes on from there.
+func (c *Cluster) takeOver(ctx context.Context, cfg *action.Configuration, name string, o Options) (*helm.Release, error) {
+	for said := false; ; {
+		rel, err := last(cfg, name)
+		if err != nil || rel == nil || !rel.Info.Status.IsPending() || o.DryRun {
+			return rel, err
+		}
+		age := time.Since(rel.Info.LastDeployed)
+		if age > abandoned {
+			rel.SetStatus(common.StatusFailed, "interrupted; weft goes on")
+			return rel, cfg.Releases.Update(rel)
+		}
+		if !said {
+			said = true
+			o.Progress.Note(fmt.Sprintf("Helm release %s is being changed since %s by somebody else; waiting until that is done, at most %s", name, rel.Info.LastDeployed.Format(time.TimeOnly), (abandoned - age).Round(time.Second)))
+		}
+		if err := pause(ctx, time.Second); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pause waits unless ctx ends before.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+var (
+	ownedBy = regexp.MustCompile(`"meta\.helm\.sh/release-name" must equal "[^"]*": current value is "([^"]+)"`)
+	exists  = regexp.MustCompile(`(?:unable to continue with (?:install|update): )?(\S+ "[^"]+" in namespace "[^"]*") exists and cannot be imported into the current release`)
+)
+
+// explain words Helm's errors for who did not use Helm.
+func explain(r Release, err error) error {
+	text := err.Error()
+	m := exists.FindStringSubmatch(text)
+	if m == nil {
+		if strings.Contains(text, "values don't meet the specifications of the schema") {
+			return errors.New(schemaMistakes(text))
+		}
+		return fmt.Errorf("Helm release %s: %w", r.Name, err)
+	}
+	object := strings.Replace(m[1], ` in namespace ""`, "", 1)
+	if owner := ownedBy.FindStringSubmatch(text); owner != nil {
+		return fmt.Errorf("%s belongs to Helm release %q: upgrade that one with helm, or remove it first (helm uninstall %s)", object, owner[1], owner[1])
+	}
+	return fmt.Errorf("%s exists and was not made by weft or Helm (istioctl, or kubectl apply): remove what made it, "+
+		"install under another revision (--revision), or take it over with --take-ownership, which lays weft's settings over the object", object)
+}
+
+// schemaMistakes turns the report of a values schema into lines with istioctl's paths.
+func schemaMistakes(text string) string {
+	var out []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if rest, ok := strings.CutPrefix(line, "- at '"); ok {
+			path, what, _ := strings.Cut(rest, "': ")
+			out = append(out, "values"+strings.ReplaceAll(path, "/", ".")+": "+what)
+		}
+	}
+	if len(out) == 0 {
+		return text
+	}
+	return strings.Join(out, "\n") + "\n(values that no chart reads yet go below unvalidatedValues)"
+}
