@@ -3,6 +3,7 @@ package deploy
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"helm.sh/helm/v4/pkg/chart/common"
@@ -19,8 +20,26 @@ type Release struct {
 
 // Rendered is what a chart becomes.
 type Rendered struct {
-	Manifests []byte // YAML documents, in the order in which they are applied
-	Notes     string // what a user is told after the installation
+	Documents []Document // in the order in which they are applied
+	Notes     string     // what a user is told after the installation
+}
+
+// Document is one object.
+type Document struct {
+	Kind   string
+	Source string // "istiod/templates/service.yaml"
+	YAML   string
+}
+
+// YAML are the documents of the given kinds, or all.
+func (r *Rendered) YAML(kinds ...string) []byte {
+	var b bytes.Buffer
+	for _, d := range r.Documents {
+		if len(kinds) == 0 || slices.Contains(kinds, d.Kind) {
+			fmt.Fprintf(&b, "---\n# Source: %s\n%s\n", d.Source, d.YAML)
+		}
+	}
+	return b.Bytes()
 }
 
 // Render renders a chart (Base, Istiod, CNI, Gateway) as `helm template` does: without a cluster, so that what templates look
@@ -50,11 +69,8 @@ func Render(name string, r Release, values map[string]any) (*Rendered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("chart %s: %w", name, err)
 	}
-	var b bytes.Buffer
 	for _, m := range manifests {
-		fmt.Fprintf(&b, "---\n# Source: %s\n%s\n", m.Name, strings.TrimSpace(m.Content))
+		out.Documents = append(out.Documents, Document{Kind: m.Head.Kind, Source: m.Name, YAML: strings.TrimSpace(m.Content)})
 	}
-	out.Manifests = b.Bytes()
 	return out, nil
 }
-

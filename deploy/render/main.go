@@ -28,6 +28,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Stdout.Write(r.Manifests)
+	os.Stdout.Write(r.YAML())
 	fmt.Fprintln(os.Stderr, r.Notes)
 }

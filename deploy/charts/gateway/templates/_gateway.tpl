@@ -24,7 +24,7 @@ operator.istio.io/component: IngressGateways
 topology.istio.io/network: {{ . | quote }}
 {{- end }}
 {{- range $name, $value := omit .Values.labels "app" "istio" }}
-{{ $name }}: {{ $value | toString | quote }}
+{{ $name | quote }}: {{ $value | toString | quote }}
 {{- end }}
 {{- end }}
 
