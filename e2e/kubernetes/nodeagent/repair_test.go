@@ -1,0 +1,143 @@
+package nodeagent
+
+import (
+	"context"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// TestPodsThatStartedWithoutThePluginAreRepairedLive: the mesh's node agent comes to a node on which pods of the mesh run already, among them a Job's that never
+// restarts. They are redirected from then on, without a restart, and people are told.
+func TestPodsThatStartedWithoutThePluginAreRepairedLive(t *testing.T) {
+	c := open(t)
+	ns := c.namespace()
+	service := c.start(c.app(ns, "service"))
+	job := c.app(ns, "job")
+	job.Spec.RestartPolicy = corev1.RestartPolicyNever
+	job.Spec.Containers[0].Args = []string{"probe", "--for=15s", c.target}
+	job = c.start(job)
+	stranger := c.app(ns, "stranger")
+	stranger.Annotations = nil
+	stranger = c.start(stranger)
+	for _, p := range []*corev1.Pod{service, job, stranger} {
+		c.sees(p, outside) // and so the listener answers whoever is not redirected
+	}
+
+	deployed := time.Now()
+	c.deploy(nil)
+	var repaired time.Time
+	for _, p := range []*corev1.Pod{service, job} {
+		if at := c.sees(p, nothing); at.After(repaired) {
+			repaired = at
+		}
+		if n := c.restarts(p); n != 0 {
+			t.Errorf("pod %s: %d restarts", p.Name, n)
+		}
+		if m := c.event(ns, p.Name, "RedirectRepaired"); !strings.Contains(m, "without a restart: its network was made without weft-cni") {
+			t.Errorf("event: %s", m)
+		}
+	}
+	c.rolledOut()
+	agent := c.agentPod()
+	started := agent.Status.ContainerStatuses[0].State.Running.StartedAt
+	t.Logf("kubectl apply of the DaemonSet -> both pods redirected: %s (its container started %s)", repaired.Sub(deployed).Round(time.Millisecond), started.Format("15:04:05"))
+	if took := repaired.Sub(deployed); took > 30*time.Second {
+		t.Errorf("they were repaired after %s", took)
+	}
+	if v := c.metric(`weft_node_repairs_total{reason="start",result="repaired"}`); v != "2" {
+		t.Errorf("metric of repairs: %q, want 2", v)
+	}
+	c.sees(stranger, outside)
+	c.within(patience, func() string {
+		p, err := c.api.CoreV1().Pods(ns).Get(context.Background(), job.Name, metav1.GetOptions{})
+		if err != nil {
+			return err.Error()
+		}
+		if p.Status.Phase != corev1.PodSucceeded {
+			return "the job's pod is " + string(p.Status.Phase)
+		}
+		return ""
+	})
+	if n := c.restarts(job); n != 0 {
+		t.Errorf("the job's pod: %d restarts", n)
+	}
+}
+
+// TestRulesThatSomebodyFlushedComeBack within milliseconds, and an event says what was wrong.
+func TestRulesThatSomebodyFlushedComeBack(t *testing.T) {
+	c := open(t)
+	ns := c.namespace()
+	c.install(nil)
+	p := c.start(c.app(ns, "app"))
+	c.sees(p, nothing)
+	c.never(p)
+	netns := c.netns(p)
+	for _, damage := range [][]string{{"flush", "ruleset"}, {"delete", "table", "inet", "weft"}} {
+		before := c.metric(`weft_node_repairs_total{reason="drift",result="repaired"}`)
+		flushed := time.Now()
+		c.command("nsenter", append([]string{"--net=" + netns, "nft"}, damage...)...)
+		c.within(patience, func() string {
+			if now := c.metric(`weft_node_repairs_total{reason="drift",result="repaired"}`); now == before || now == "" {
+				return "no repair is counted: " + now
+			}
+			return ""
+		})
+		if out, err := exec.Command("nsenter", "--net="+netns, "nft", "list", "table", "inet", "weft").CombinedOutput(); err != nil {
+			t.Errorf("the rules are not back: %v %s", err, out)
+		}
+		c.sees(p, nothing)
+		for _, s := range c.saw(p) {
+			if s.what == outside {
+				t.Logf("nft %s: the app got out %s after it", strings.Join(damage, " "), s.at.Sub(flushed).Round(time.Millisecond))
+			}
+		}
+	}
+	var open time.Duration
+	sights := c.saw(p)
+	for i, s := range sights {
+		if s.what == outside && i+1 < len(sights) {
+			open = max(open, sights[i+1].at.Sub(s.at))
+		}
+	}
+	t.Logf("longest time in which the app got around the mesh: %s", open.Round(time.Millisecond))
+	if open > time.Second {
+		t.Errorf("rules were away for %s", open)
+	}
+	if m := c.event(ns, p.Name, "RedirectRepaired"); !strings.Contains(m, "somebody had changed them") {
+		t.Errorf("event: %s", m)
+	}
+	if n := c.restarts(p); n != 0 {
+		t.Errorf("%d restarts", n)
+	}
+}
+
+// netns is the path of a pod's network namespace, found on the node without the agent: by the address of the pod.
+func (c *cluster) netns(p *corev1.Pod) string {
+	c.t.Helper()
+	found := ""
+	c.within(patience, func() string {
+		now, err := c.api.CoreV1().Pods(p.Namespace).Get(context.Background(), p.Name, metav1.GetOptions{})
+		if err != nil || now.Status.PodIP == "" {
+			return "it has no address"
+		}
+		all, err := filepath.Glob(filepath.Join(c.PodNetNSDir, "cni-*"))
+		if err != nil {
+			return err.Error()
+		}
+		for _, path := range all {
+			out, err := exec.Command("nsenter", "--net="+path, "ip", "-o", "addr", "show").CombinedOutput()
+			if err == nil && strings.Contains(string(out), " "+now.Status.PodIP+"/") {
+				found = path
+				return ""
+			}
+		}
+		return "no network namespace of " + now.Status.PodIP + " below " + c.PodNetNSDir
+	})
+	return found
+}
