@@ -46,7 +46,7 @@ func newWeft() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(newKubeInject(), newCheckInject(), newSandbox(), newVersion())
+	cmd.AddCommand(newInstall(), newVerifyInstall(), newKubeInject(), newCheckInject(), newSandbox(), newVersion())
 	return cmd
 }
 

@@ -31,6 +31,7 @@ type Options struct {
 type Result struct {
 	Releases []*helm.Release
 	Kept     []string // gateways that stayed with their revision
+	later    []string // manifests whose readiness the control plane brings about
 }
 
 // Install brings the cluster to the plan. It may be repeated at any time, and goes on where an earlier one stopped: each release is
@@ -188,11 +189,19 @@ func (c *Cluster) stage(ctx context.Context, p *Plan, components []string, o Opt
 		}
 		c.Forget()
 	}
-	if o.DryRun || !o.Wait {
+	if o.DryRun || !o.Wait || slices.Contains(components, Base) {
 		for _, w := range all {
+			if w.component == Base {
+				out.later = append(out.later, w.manifests...)
+			}
 			o.Progress.Done(w.component, time.Since(w.begun))
 		}
 		return nil
+	}
+	for i := range all {
+		if all[i].component == Pilot { // it completes the base chart's webhooks
+			all[i].manifests = append(all[i].manifests, out.later...)
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()

@@ -84,6 +84,7 @@ func (c *Cluster) apply(ctx context.Context, r Release, o Options) (*helm.Releas
 		in.ReleaseName, in.Namespace, in.PostRenderer = r.Name, r.Namespace, r
 		in.WaitStrategy, in.Timeout = kube.HookOnlyStrategy, requestTimeout
 		in.TakeOwnership, in.ForceConflicts, in.Replace = o.TakeOwnership, true, was != nil
+		in.DisableOpenAPIValidation = true // the API server validates what is applied, and 900 KB of CRDs take seconds here
 		in.DryRunStrategy, in.HideSecret = strategy, o.DryRun
 		got, err := in.RunWithContext(uninterrupted, ch, r.Values)
 		return result(got, r, err)
@@ -92,7 +93,7 @@ func (c *Cluster) apply(ctx context.Context, r Release, o Options) (*helm.Releas
 	up.Namespace, up.PostRenderer, up.ResetValues = r.Namespace, r, true
 	up.WaitStrategy, up.Timeout = kube.HookOnlyStrategy, requestTimeout
 	up.TakeOwnership, up.ForceConflicts, up.MaxHistory = o.TakeOwnership, true, 10
-	up.ServerSideApply = "true"
+	up.ServerSideApply, up.DisableOpenAPIValidation = "true", true
 	up.DryRunStrategy, up.HideSecret = strategy, o.DryRun
 	got, err := up.RunWithContext(uninterrupted, r.Name, ch, r.Values)
 	return result(got, r, err)

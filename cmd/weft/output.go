@@ -1,0 +1,39 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+)
+
+// addOutput gives a verb the flag -o with the formats that it has.
+func addOutput(cmd *cobra.Command, into *string, preset string, formats ...string) {
+	cmd.Flags().StringVarP(into, "output", "o", preset, strings.Join(formats[:len(formats)-1], ", ")+" or "+formats[len(formats)-1])
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // fails only when the flag is unknown or registered twice
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !slices.Contains(formats, *into) {
+			return fmt.Errorf("--output is %q, want %s", *into, strings.Join(formats, ", "))
+		}
+		return run(cmd, args)
+	}
+}
+
+// printData writes a value for machines.
+func printData(out io.Writer, format string, v any) error {
+	if format == "json" {
+		e := json.NewEncoder(out)
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	}
+	b, err := yaml.Marshal(v)
+	if err == nil {
+		_, err = out.Write(b)
+	}
+	return err
+}

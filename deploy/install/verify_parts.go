@@ -1,0 +1,166 @@
+package install
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	helm "helm.sh/helm/v4/pkg/release/v1"
+)
+
+// nodeTaint is the node agent's, on nodes whose CNI chain is broken.
+const nodeTaint = "cni.istio.io/not-ready"
+
+// verifyNodes looks at what the node agents say about their nodes.
+func (c *Cluster) verifyNodes(ctx context.Context, v *Verification, releases []*helm.Release) {
+	if !slices.ContainsFunc(releases, func(r *helm.Release) bool { return r.Chart.Metadata.Name == "cni" }) {
+		v.add(Check{Status: Failed, Object: "node agent", Message: "Helm release istio-cni is not installed: without the node agent every meshed pod waits for its redirection for ever", Remedy: "weft install"})
+		return
+	}
+	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		v.add(Check{Status: Warning, Object: "nodes", Message: "they cannot be read: " + err.Error()})
+		return
+	}
+	for _, n := range nodes.Items {
+		i := slices.IndexFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == nodeTaint })
+		if i < 0 {
+			continue
+		}
+		why := "its node agent has not reported yet"
+		for _, e := range c.events(ctx, "default", "Node", n.Name) {
+			if e.Reason == "MeshCNIBroken" {
+				why = e.Message
+			}
+		}
+		v.add(Check{Status: Failed, Object: "Node " + n.Name, Message: "takes no meshed pods (taint " + nodeTaint + "): " + why,
+			Remedy: "docs/node.md says how the chain is kept; the agent's log has more: kubectl logs -n " + v.Namespace + " -l k8s-app=istio-cni-node"})
+	}
+}
+
+// events of an object, oldest first.
+func (c *Cluster) events(ctx context.Context, ns, kind, name string) []corev1.Event {
+	list, err := c.CoreV1().Events(ns).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=" + kind + ",involvedObject.name=" + name})
+	if err != nil {
+		return nil
+	}
+	slices.SortFunc(list.Items, func(a, b corev1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
+	return list.Items
+}
+
+// verifyAuthority checks that the webhooks trust the authority that signs the control plane's certificate.
+func (c *Cluster) verifyAuthority(ctx context.Context, v *Verification, releases []*helm.Release) {
+	config, err := c.CoreV1().ConfigMaps(v.Namespace).Get(ctx, "istio-ca-root-cert", metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		v.add(Check{Status: Failed, Object: "ConfigMap " + v.Namespace + "/istio-ca-root-cert", Message: "it does not exist: the control plane has not come up", Remedy: "kubectl logs -n " + v.Namespace + " -l app=istiod"})
+		return
+	}
+	if err != nil {
+		v.add(Check{Status: Warning, Object: "ConfigMap " + v.Namespace + "/istio-ca-root-cert", Message: err.Error()})
+		return
+	}
+	roots := certificates([]byte(config.Data["root-cert.pem"]))
+	check := func(kind, name, hook string, bundle []byte) {
+		if len(bundle) == 0 {
+			return // said before
+		}
+		for _, have := range certificates(bundle) {
+			if slices.ContainsFunc(roots, have.Equal) {
+				return
+			}
+		}
+		v.add(Check{Status: Failed, Object: kind + " " + name, Message: fmt.Sprintf("caBundle of webhook %s is not the mesh's authority: the API server will refuse to call it, and pods of the mesh cannot be created", hook),
+			Remedy: "the control plane writes it within seconds when it may: look at its log (kubectl logs -n " + v.Namespace + " -l app=istiod), and whether another program (GitOps) writes caBundle too"})
+	}
+	for _, rel := range releases {
+		objects, err := objectsOf(rel.Manifest, rel.Namespace)
+		if err != nil {
+			continue
+		}
+		for _, o := range objects {
+			switch o.Kind {
+			case "MutatingWebhookConfiguration":
+				if w, err := c.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, o.Name, metav1.GetOptions{}); err == nil {
+					for _, h := range w.Webhooks {
+						check(o.Kind, o.Name, h.Name, h.ClientConfig.CABundle)
+					}
+				}
+			case "ValidatingWebhookConfiguration":
+				if w, err := c.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, o.Name, metav1.GetOptions{}); err == nil {
+					for _, h := range w.Webhooks {
+						check(o.Kind, o.Name, h.Name, h.ClientConfig.CABundle)
+					}
+				}
+			}
+		}
+	}
+}
+
+func certificates(text []byte) []*x509.Certificate {
+	var out []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return out
+		}
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
+			out = append(out, cert)
+		}
+	}
+}
+
+// verifyInjection asks the API server what it would make of a pod (a dry run: nothing is created). That proves the whole way:
+// API server, network, certificate, webhook.
+func (c *Cluster) verifyInjection(ctx context.Context, v *Verification, releases []*helm.Release) {
+	if !slices.ContainsFunc(releases, func(r *helm.Release) bool { return r.Chart.Metadata.Name == "istiod" }) {
+		return
+	}
+	const ns = "default"
+	check := Check{Status: OK, Object: "injection (dry run of a pod in namespace " + ns + ")"}
+	no, yes, user := false, true, int64(1000)
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "weft-verify-", Labels: map[string]string{"sidecar.istio.io/inject": "true"}},
+		Spec: corev1.PodSpec{
+			AutomountServiceAccountToken: &no,
+			SecurityContext:              &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &user, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+			Containers: []corev1.Container{{Name: "app", Image: "weft-verify", SecurityContext: &corev1.SecurityContext{
+				AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			}}},
+		},
+	}
+	if v.Revision != "default" {
+		pod.Labels["istio.io/rev"] = v.Revision
+	}
+	space, err := c.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
+	if err == nil && (space.Labels["istio-injection"] == "disabled" || space.Labels["istio.io/rev"] != "" && space.Labels["istio.io/rev"] != v.Revision || space.Labels["istio-injection"] == "enabled" && v.Revision != "default") {
+		check.Status, check.Message = Warning, "not tried: labels of the namespace decide otherwise"
+		v.add(check)
+		return
+	}
+	made, err := c.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	injected := err == nil && slices.ContainsFunc(slices.Concat(made.Spec.InitContainers, made.Spec.Containers), func(k corev1.Container) bool { return k.Name == "istio-proxy" })
+	switch {
+	case injected:
+	case apierrors.IsForbidden(err) && !strings.Contains(err.Error(), "admission webhook"):
+		check.Status, check.Message = Warning, "not tried: "+err.Error()
+	case err != nil && strings.Contains(err.Error(), "failed calling webhook"):
+		check.Status, check.Message = Failed, "the API server cannot call the webhook: "+err.Error()
+		check.Remedy = "let the API server reach port 15017 of the control plane's pods (GKE private clusters: a firewall rule), and look at verify-install's lines about istiod"
+		if strings.Contains(err.Error(), "x509") {
+			check.Remedy = "the webhook's caBundle and the control plane's certificate do not fit: restart the control plane (kubectl rollout restart -n " + v.Namespace + " deployment/istiod" + suffix(v.Revision) + ")"
+		}
+	case err != nil:
+		check.Status, check.Message = Failed, err.Error()
+	default:
+		check.Status, check.Message = Failed, "the pod would get no sidecar: no webhook selects it"
+		check.Remedy = "weft install puts the webhooks back"
+	}
+	v.add(check)
+}
