@@ -78,7 +78,7 @@ func (o *options) meshConfigMap() string {
 }
 
 // lead does what only one replica may do, as long as this one is it.
-func (o *options) lead(ctx context.Context, c *cluster.Cluster, authority *identity.Authority, log *slog.Logger) error {
+func (o *options) lead(ctx context.Context, c *cluster.Cluster, authority *identity.Authority, serving <-chan struct{}, log *slog.Logger) error {
 	name := os.Getenv("POD_NAME")
 	if name == "" {
 		var err error
@@ -92,6 +92,7 @@ func (o *options) lead(ctx context.Context, c *cluster.Cluster, authority *ident
 		Identity:  fmt.Sprintf("%s_%d", name, os.Getpid()),
 		Authority: authority,
 		Services:  []string{"istiod", "istiod-" + o.revision},
+		Serving:   serving,
 		Log:       log,
 	})
 }

@@ -23,7 +23,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
+	"github.com/weft-mesh/weft/deploy"
 	"github.com/weft-mesh/weft/e2e/kit"
 	"github.com/weft-mesh/weft/e2e/kubernetes"
 	"github.com/weft-mesh/weft/envoy/bootstrap"
@@ -147,12 +149,23 @@ func newCluster(t testing.TB) *kubernetes.APIServer {
 	t.Helper()
 	api := kubernetes.StartAPIServer(t)
 	api.Apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system}")
-	rbac, err := os.ReadFile(filepath.Join(kit.RepoRoot(t), "deploy", "weftd-rbac.yaml"))
+	install(t, api, deploy.Base, "", "ClusterRole")
+	install(t, api, deploy.Istiod, "", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap")
+	return api
+}
+
+// install applies what a chart has of the given kinds.
+func install(t testing.TB, api *kubernetes.APIServer, chart, values string, kinds ...string) {
+	t.Helper()
+	var v map[string]any
+	if err := yaml.Unmarshal([]byte(values), &v); err != nil {
+		t.Fatal(err)
+	}
+	r, err := deploy.Render(chart, deploy.Release{Name: chart, Namespace: "istio-system"}, v)
 	if err != nil {
 		t.Fatal(err)
 	}
-	api.Apply(string(rbac))
-	return api
+	api.Apply(string(r.YAML(kinds...)))
 }
 
 func get[T any, P interface {

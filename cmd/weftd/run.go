@@ -112,7 +112,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	group.Go(func() error { return o.followInjection(ctx, store, injector, log) })
 	group.Go(func() error { return serveHTTP(ctx, ports.monitoring, monitoring.handler()) })
 	if api != nil {
-		group.Go(func() error { return o.lead(during(ctx, asked), api, authority, log) })
+		group.Go(func() error { return o.lead(during(ctx, asked), api, authority, feed.loaded, log) })
 	}
 	if o.drain > 0 {
 		group.Go(func() error {

@@ -56,6 +56,16 @@ func (c *Cluster) keepBundles(ctx context.Context, l Leadership) {
 	running.Go(func() { followMutating.RunWithContext(ctx) })
 	running.Go(func() { followValidating.RunWithContext(ctx) })
 	running.Go(func() {
+		select {
+		case <-l.Serving:
+		case <-ctx.Done():
+			return
+		}
+		for _, name := range validating.ListKeys() {
+			q.Add("validating/" + name)
+		}
+	})
+	running.Go(func() {
 		l.followAuthority(ctx, func() {
 			for _, name := range mutating.ListKeys() {
 				q.Add("mutating/" + name)
@@ -93,6 +103,7 @@ func (c *Cluster) keepBundles(ctx context.Context, l Leadership) {
 			changed := false
 			for i := range o.Webhooks {
 				changed = l.sign(&o.Webhooks[i].ClientConfig) || changed
+				changed = l.close(&o.Webhooks[i]) || changed
 			}
 			if changed {
 				_, err = c.admission.ValidatingWebhookConfigurations().Update(ctx, o, metav1.UpdateOptions{})
@@ -105,10 +116,26 @@ func (c *Cluster) keepBundles(ctx context.Context, l Leadership) {
 	})
 }
 
+// close makes mistakes in mesh objects errors also when nobody can look at them. Installations leave that open (failurePolicy: Ignore)
+// for the time until a control plane serves, since it may be the first (Istio does the same).
+func (l *Leadership) close(w *admissionv1.ValidatingWebhook) (changed bool) {
+	if !l.ours(&w.ClientConfig) || w.FailurePolicy == nil || *w.FailurePolicy == admissionv1.Fail {
+		return false
+	}
+	select {
+	case <-l.Serving:
+	default:
+		return false
+	}
+	fail := admissionv1.Fail
+	w.FailurePolicy = &fail
+	return true
+}
+
 // sign makes the API server trust this mesh's root for a webhook of this control plane.
 func (l *Leadership) sign(c *admissionv1.WebhookClientConfig) (changed bool) {
-	if c.Service == nil || c.Service.Namespace != l.Namespace || !slices.Contains(l.Services, c.Service.Name) {
-		return false // somebody else's, or by URL: then who wrote the URL gives the bundle
+	if !l.ours(c) {
+		return false
 	}
 	roots := l.Authority.Roots()
 	if bytes.Equal(c.CABundle, roots) {
@@ -116,4 +143,9 @@ func (l *Leadership) sign(c *admissionv1.WebhookClientConfig) (changed bool) {
 	}
 	c.CABundle = roots
 	return true
+}
+
+// ours reports whether a webhook is this control plane's. For one that is called by URL, who wrote the URL gives the bundle.
+func (l *Leadership) ours(c *admissionv1.WebhookClientConfig) bool {
+	return c.Service != nil && c.Service.Namespace == l.Namespace && slices.Contains(l.Services, c.Service.Name)
 }

@@ -21,7 +21,8 @@ type Leadership struct {
 	Revision  string // whose webhook configurations are kept; replicas of a revision share a Lease
 	Identity  string // of this replica: the pod's name
 	Authority *identity.Authority
-	Services  []string // names of the control plane's Services, which webhook configurations refer to
+	Services  []string        // names of the control plane's Services, which webhook configurations refer to
+	Serving   <-chan struct{} // closed when this replica answers the webhooks
 	Log       *slog.Logger
 }
 
