@@ -106,7 +106,7 @@ func TestPodsOfThisNodeAreFoundByNameAndUID(t *testing.T) {
 	first.UID = "uid-1"
 	static := k8sPod("static", map[string]string{redirect.Annotation: "spec", mirror: "hash"})
 	c := fake.NewClientset(first, static)
-	w, err := newPodWatch(listsFirst{c.CoreV1()}, "n1")
+	w, err := newPodWatch(listsFirst{c.CoreV1()}, "n1", make(chan struct{}, 1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,6 +49,7 @@ type options struct {
 
 	kubeconfig string
 	withoutAPI bool
+	readPods   bool
 	withTaint  bool
 	taintAfter time.Duration
 
@@ -64,7 +65,7 @@ func newCommand() *cobra.Command {
 		Long: `weft-node runs once on each node, until it gets SIGTERM or SIGINT:
 
   - it installs the plugin's binary and its entry in the node's network configuration, and puts them right whenever somebody changes them;
-  - it answers the plugin where the container runtime passes no pod annotations (--agent-socket);
+  - it answers the plugin where the container runtime passes no pod annotations (--agent-socket, --read-pods);
   - it redirects running pods whose network namespace lacks the rules, without restarting them;
   - it keeps the node's taint ` + taintKey + ` as the chain is, and serves /readyz and /metrics.
 
@@ -103,6 +104,7 @@ back what it did.`,
 	f.IntVar(&o.inotify, "inotify-instances", node.InotifyInstances, "raise the node's limit of inotify instances per user to this `NUMBER` (never lower it); 0 leaves it alone")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`FILE` to reach the API server with (default: the pod's service account)")
 	f.BoolVar(&o.withoutAPI, "without-api", false, "talk to no API server: no taint, no events, and the plugin's questions are not answered")
+	f.BoolVar(&o.readPods, "read-pods", false, "watch this node's pods, to answer the plugin where the container runtime passes it no pod annotations (Multus, containerd before 1.5); needs list and watch on pods")
 	f.BoolVar(&o.withTaint, "taint", true, "keep the node's taint "+taintKey)
 	f.DurationVar(&o.taintAfter, "taint-after", 3*time.Second, "how long the chain must be broken before the node is tainted")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")

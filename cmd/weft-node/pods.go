@@ -30,12 +30,13 @@ type podWatch struct {
 	informer cache.SharedInformer
 
 	mu   sync.Mutex
-	next chan struct{} // closed at the next change
-	look chan struct{} // a change for whoever repairs
+	next chan struct{}   // closed at the next change
+	look chan<- struct{} // a change for whoever repairs
 }
 
-func newPodWatch(api corev1client.PodsGetter, nodeName string) (*podWatch, error) {
-	w := &podWatch{api: api, node: nodeName, next: make(chan struct{}), look: make(chan struct{}, 1)}
+// newPodWatch tells look of every change; look has room for one.
+func newPodWatch(api corev1client.PodsGetter, nodeName string, look chan<- struct{}) (*podWatch, error) {
+	w := &podWatch{api: api, node: nodeName, next: make(chan struct{}), look: look}
 	source := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = w.selector("")
@@ -91,8 +92,13 @@ func (w *podWatch) changed() {
 	close(w.next)
 	w.next = make(chan struct{})
 	w.mu.Unlock()
+	wake(w.look)
+}
+
+// wake tells a channel with room for one that something changed.
+func wake(look chan<- struct{}) {
 	select {
-	case w.look <- struct{}{}:
+	case look <- struct{}{}:
 	default:
 	}
 }

@@ -63,18 +63,20 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	all, ctx := errgroup.WithContext(ctx)
 
 	var pods node.Pods = noPods{}
-	var look <-chan struct{}
+	look := make(chan struct{}, 1)
 	if !o.withoutAPI {
 		api, err := o.api()
 		if err != nil {
 			return err
 		}
-		watch, err := newPodWatch(api, o.node)
-		if err != nil {
-			return err
+		if o.readPods {
+			watch, err := newPodWatch(api, o.node, look)
+			if err != nil {
+				return err
+			}
+			all.Go(func() error { watch.informer.RunWithContext(ctx); return nil })
+			pods = watch
 		}
-		all.Go(func() error { watch.informer.RunWithContext(ctx); return nil })
-		pods, look = watch, watch.look
 		var stop func()
 		a.teller, stop = newTeller(api, o.node, log)
 		defer stop()
@@ -91,7 +93,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	all.Go(func() error { return a.install.Keep(ctx, func(r node.Report, err error) { a.installed(ctx, r, err) }) })
 	all.Go(func() error { return answers.Serve(ctx) })
-	all.Go(func() error { repairs.Run(ctx, look); return runtime.Close() })
+	all.Go(func() error { runtime.follow(ctx, look, log); return nil })
+	all.Go(func() error { repairs.Run(ctx, look); return nil })
+	defer runtime.Close()
 	all.Go(func() error { return a.monitor(ctx, registry) })
 	if o.inotify > 0 {
 		all.Go(func() error { a.keepInotify(ctx); return nil })
@@ -232,9 +236,10 @@ func serve(ctx context.Context, address string, h http.Handler) error {
 	return nil
 }
 
-// noPods answers for an agent without an API server.
+// noPods answers for an agent that reads no pods.
 type noPods struct{}
 
 func (noPods) Pod(context.Context, string, string, string) (node.Pod, error) {
-	return node.Pod{}, errors.New("this node's agent runs without an API server, so it knows no pods; let the container runtime pass annotations")
+	return node.Pod{}, errors.New("this node's agent reads no pods from the API server; " +
+		"let the container runtime pass annotations to its plugins (containerd from 1.5 on and CRI-O do; Multus does not), or run weft-node with --read-pods (chart value cni.readPods=true)")
 }
