@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/identity"
+	"github.com/weft-mesh/weft/mesh"
 	"github.com/weft-mesh/weft/redirect"
 	"github.com/weft-mesh/weft/sandbox/api"
 	"github.com/weft-mesh/weft/sandbox/control"
@@ -110,7 +112,7 @@ func RunDaemon(ctx context.Context, dir Dir, progress func(Step), hostNS *os.Fil
 	defer stopDNS()
 	background("service addresses", d.network.Run)
 	background("controllers", d.control.Run)
-	mirror := &store.Mirror{Dir: dir.Objects(), Want: wantedByMesh, Quiet: 5 * time.Millisecond}
+	mirror := &store.Mirror{Dir: dir.Objects(), Want: wantedByMesh, Quiet: 5 * time.Millisecond, Reader: controlPlaneUser}
 	background("object files", func(ctx context.Context) error { return mirror.Run(ctx, d.store) })
 	background("mesh root", d.watchRoot)
 	background("control socket", func(ctx context.Context) error { return d.serve(ctx, l) })
@@ -463,6 +465,10 @@ func wantedByMesh(o store.Object) bool {
 		return true
 	case "configmaps":
 		return o.GetNamespace() == "istio-system" && o.GetName() == "istio"
+	case "secrets":
+		// Certificates of gateways may be anywhere; other Secrets are not weftd's business.
+		s, ok := o.(*corev1.Secret)
+		return ok && slices.ContainsFunc(mesh.CredentialKeys, func(key string) bool { return len(s.Data[key]) > 0 })
 	}
 	return false
 }

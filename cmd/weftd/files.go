@@ -17,6 +17,7 @@ func fromFiles(paths []string, log *slog.Logger) source {
 			return fmt.Errorf("--config: %w", err)
 		}
 		said := make(map[string]bool) // complaints that are in the log already
+		feed := files.NewFeed(store)
 		first := true
 		for {
 			select {
@@ -28,7 +29,7 @@ func fromFiles(paths []string, log *slog.Logger) source {
 				}
 				changing()
 				said = complain(log, c, said)
-				if err := store.Update(c.Apply, c.Delete); err != nil {
+				if err := feed.Give(c); err != nil {
 					log.Error("configuration not used; what it replaces stays in force", "error", err)
 				}
 				if first {

@@ -135,7 +135,7 @@ func (k *sink) take(o any, c *change) error {
 	if !ok {
 		return fmt.Errorf("%T is not an object of the API", o)
 	}
-	if !k.selected || k.source.selection.includes(n.namespace) {
+	if !k.selected || k.source.selection.Includes(n.namespace) {
 		delete(k.kept, n)
 		k.inMesh[n] = struct{}{}
 		c.apply = append(c.apply, mesh.Object{Object: object})
@@ -150,7 +150,7 @@ func (k *sink) drop(n name, c *change) {
 	delete(k.kept, n)
 	if k.kind == "Namespace" {
 		c.namespaces = true
-		k.source.selection.forget(n.name)
+		k.source.selection.Forget(n.name)
 	}
 	k.remove(n, c)
 }
@@ -191,7 +191,7 @@ func (s *Source) update(c change) {
 	for _, o := range c.apply {
 		switch o := o.Object.(type) {
 		case *corev1.Namespace:
-			c.namespaces = s.selection.learn(o.Name, o.Labels) || c.namespaces
+			c.namespaces = s.selection.Learn(o.Name, o.Labels) || c.namespaces
 		case *corev1.ConfigMap:
 			selectors = true
 		}
@@ -200,7 +200,7 @@ func (s *Source) update(c change) {
 		selectors = selectors || k.Kind == "ConfigMap"
 	}
 	if selectors {
-		changed, err := s.selection.set(s.config.Store.Mesh().GetDiscoverySelectors())
+		changed, err := s.selection.Set(s.config.Store.Mesh().GetDiscoverySelectors())
 		if err != nil {
 			s.log.Error("discoverySelectors not used; the former ones stay in force", "error", err)
 		}
@@ -226,7 +226,7 @@ func (s *Source) reselect() {
 	var c change
 	for _, k := range s.namespaced {
 		for n, o := range k.kept {
-			if s.selection.includes(n.namespace) {
+			if s.selection.Includes(n.namespace) {
 				delete(k.kept, n)
 				k.inMesh[n] = struct{}{}
 				c.apply = append(c.apply, mesh.Object{Object: o})
@@ -234,7 +234,7 @@ func (s *Source) reselect() {
 		}
 		gone := false
 		for n := range k.inMesh {
-			if !s.selection.includes(n.namespace) {
+			if !s.selection.Includes(n.namespace) {
 				k.remove(n, &c)
 				gone = true
 			}

@@ -33,7 +33,7 @@ type Source struct {
 
 	// mu makes changes of the selection and of objects one after the other, over all kinds.
 	mu         sync.Mutex
-	selection  selection
+	selection  *mesh.Selection
 	namespaced []*sink // those whose objects the selection is about
 	words      interner
 }
@@ -59,7 +59,7 @@ func New(c Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{config: c, server: server, log: c.Log, synced: make(chan struct{}), selection: newSelection()}, nil
+	return &Source{config: c, server: server, log: c.Log, synced: make(chan struct{}), selection: mesh.NewSelection()}, nil
 }
 
 // Synced is closed when everything that the API server had at the start is in the store.

@@ -22,6 +22,8 @@ type Mirror struct {
 	Want func(Object) bool // which objects are written
 	// Quiet is how long the mirror gathers changes before it writes them.
 	Quiet time.Duration
+	// Reader owns the files of Secrets, which nobody else may read; 0 for root.
+	Reader int
 }
 
 // Run writes until ctx ends. The directory is created, and emptied of what a
@@ -101,6 +103,11 @@ func (m *Mirror) write(e Event) error {
 	tmp := filepath.Join(m.Dir, "."+filepath.Base(path)+".tmp")
 	if err := os.WriteFile(tmp, append(data, '\n'), mode); err != nil {
 		return err
+	}
+	if mode == 0o600 && m.Reader != 0 {
+		if err := os.Chown(tmp, m.Reader, m.Reader); err != nil {
+			return err
+		}
 	}
 	return os.Rename(tmp, path)
 }

@@ -1,4 +1,4 @@
-package kube
+package mesh
 
 import (
 	"errors"
@@ -10,25 +10,26 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// selection is the set of namespaces that the mesh looks at
+// Selection is the set of namespaces that the mesh looks at
 // (Istio API: MeshConfig.discoverySelectors): those that match any selector, all when there is none.
-type selection struct {
+type Selection struct {
 	selectors []labels.Selector
 	labels    map[string]map[string]string // of all namespaces
 	chosen    map[string]bool              // meaningless without selectors
 }
 
-func newSelection() selection {
-	return selection{labels: map[string]map[string]string{}, chosen: map[string]bool{}}
+// NewSelection selects all namespaces.
+func NewSelection() *Selection {
+	return &Selection{labels: map[string]map[string]string{}, chosen: map[string]bool{}}
 }
 
-// includes reports whether the objects of a namespace count.
-func (s *selection) includes(namespace string) bool {
+// Includes reports whether the objects of a namespace count.
+func (s *Selection) Includes(namespace string) bool {
 	return len(s.selectors) == 0 || s.chosen[namespace]
 }
 
-// learn takes in the labels of a namespace and reports whether objects move because of them.
-func (s *selection) learn(namespace string, l map[string]string) (moved bool) {
+// Learn takes in the labels of a namespace and reports whether objects move because of them.
+func (s *Selection) Learn(namespace string, l map[string]string) (moved bool) {
 	if old, ok := s.labels[namespace]; ok && maps.Equal(old, l) {
 		return false
 	}
@@ -36,13 +37,14 @@ func (s *selection) learn(namespace string, l map[string]string) (moved bool) {
 	return s.choose(namespace)
 }
 
-func (s *selection) forget(namespace string) {
+// Forget drops a namespace that is gone.
+func (s *Selection) Forget(namespace string) {
 	delete(s.labels, namespace)
 	delete(s.chosen, namespace)
 }
 
-// set replaces the selectors. When one of them is invalid all former ones stay.
-func (s *selection) set(in []*meshconfig.LabelSelector) (moved bool, err error) {
+// Set replaces the selectors. When one of them is invalid all former ones stay.
+func (s *Selection) Set(in []*meshconfig.LabelSelector) (moved bool, err error) {
 	next := make([]labels.Selector, 0, len(in))
 	var errs []error
 	for i, selector := range in {
@@ -60,7 +62,7 @@ func (s *selection) set(in []*meshconfig.LabelSelector) (moved bool, err error) 
 	if len(errs) > 0 {
 		return false, errors.Join(errs...)
 	}
-	if text(s.selectors) == text(next) {
+	if selectorText(s.selectors) == selectorText(next) {
 		return false, nil
 	}
 	s.selectors = next
@@ -70,7 +72,7 @@ func (s *selection) set(in []*meshconfig.LabelSelector) (moved bool, err error) 
 	return true, nil
 }
 
-func (s *selection) choose(namespace string) (moved bool) {
+func (s *Selection) choose(namespace string) (moved bool) {
 	was, is := s.chosen[namespace], false
 	for _, selector := range s.selectors {
 		is = is || selector.Matches(labels.Set(s.labels[namespace]))
@@ -79,7 +81,7 @@ func (s *selection) choose(namespace string) (moved bool) {
 	return was != is && len(s.selectors) > 0
 }
 
-func text(selectors []labels.Selector) (out string) {
+func selectorText(selectors []labels.Selector) (out string) {
 	for _, s := range selectors {
 		out += s.String() + ";"
 	}
