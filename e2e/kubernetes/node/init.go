@@ -122,7 +122,7 @@ func spawn(p Program) (int, error) {
 	}
 	defer log.Close()
 	process, err := os.StartProcess(p.Args[0], p.Args, &os.ProcAttr{
-		Dir: "/", Env: append(os.Environ(), p.Env...), Files: []*os.File{nil, log, log}, Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: "/", Env: p.Env, Files: []*os.File{nil, log, log}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		return 0, err

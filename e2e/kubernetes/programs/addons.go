@@ -46,7 +46,8 @@ import (
 	_ "github.com/coredns/coredns/plugin/template"
 )
 
-func init() { dnsserver.Directives = []string{"health", "ready", "errors", "template", "kubernetes"} }
+// The order of the plugins a query passes: what kubernetes does not know, template refuses.
+func init() { dnsserver.Directives = []string{"health", "ready", "errors", "kubernetes", "template"} }
 
 func main() { coremain.Run() }
 `
