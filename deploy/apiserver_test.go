@@ -52,7 +52,7 @@ pilot:
   gatewaySecretsClusterWide: true
 sidecarInjectorWebhook:
   enableNamespacesByDefault: true
-  reinvocationPolicy: IfNeeded
+  reinvocationPolicy: Never
   neverInjectSelector: [{matchLabels: {x: "y"}}]
   templates: {mine: "spec: {}"}
   defaultTemplates: [sidecar, mine]

@@ -41,6 +41,7 @@ operator.istio.io/component: Cni
   {{- $_ := set $cni $name (index $cni $name | default (get $platform $name) | default $default) }}
 {{- end }}
 {{- $_ := set $cni "privileged" (or $cni.privileged (get $platform "privileged" | default false)) }}
+{{- $_ := set $cni "readPods" (or $cni.readPods (get $platform "readPods" | default false)) }}
 {{- $_ := set $cni.resourceQuotas "enabled" (or $cni.resourceQuotas.enabled (get $platform "resourceQuotas" | default false)) }}
 {{- $_ := set $cni "excludeNamespaces" (append $cni.excludeNamespaces .Release.Namespace | uniq) }}
 {{- toYaml $cni }}
