@@ -123,6 +123,10 @@ func (b *routeBuilder) mirrors(a *route.RouteAction, h *networking.HTTPRoute) {
 	}
 }
 
+// defaultRetryOn are Istio's conditions and one more: the connection ended before the request was on it. All of them mean that the app has
+// not seen the request, or (gRPC) says itself that it has not done it. An app's own 503 is an answer.
+const defaultRetryOn = "connect-failure,refused-stream,unavailable,cancelled,reset-before-request"
+
 // retryPolicy is nil when nothing is retried. Retries avoid hosts that were tried, unless a hash binds requests to one host.
 func (b *routeBuilder) retryPolicy(in *networking.HTTPRetry, hashed bool) *route.RetryPolicy {
 	attempts := uint32(2) // Istio's default, for a MeshConfig without a policy
@@ -142,9 +146,19 @@ func (b *routeBuilder) retryPolicy(in *networking.HTTPRetry, hashed bool) *route
 		on = b.mesh().GetDefaultHttpRetryPolicy().GetRetryOn()
 	}
 	if on == "" {
-		on = "connect-failure,refused-stream,unavailable,cancelled"
+		on = defaultRetryOn
 	}
 	out.RetryOn, out.RetriableStatusCodes = retryOn(on)
+	if conditions := strings.Split(out.RetryOn, ","); slices.Contains(conditions, "connect-failure") {
+		// The connection that fails when an app is gone is the one behind the server's sidecar.
+		if !slices.Contains(conditions, "retriable-headers") {
+			out.RetryOn += ",retriable-headers"
+		}
+		out.RetriableHeaders = []*route.HeaderMatcher{{
+			Name:                 undelivered,
+			HeaderMatchSpecifier: &route.HeaderMatcher_PresentMatch{PresentMatch: true},
+		}}
+	}
 	if ignore := in.GetRetryIgnorePreviousHosts(); ignore.GetValue() || ignore == nil && !hashed {
 		out.RetryHostPredicate = []*route.RetryPolicy_RetryHostPredicate{{
 			Name: "envoy.retry_host_predicates.previous_hosts",

@@ -54,6 +54,7 @@ func (h *virtualHost) without(taken func(domain string) bool) *virtualHost {
 const (
 	fieldTableName         = 1
 	fieldTableVirtualHosts = 2
+	fieldTableRemove       = 5 // response_headers_to_remove
 	fieldTableValidate     = 7
 	fieldTableMaxDirect    = 11
 	fieldTableIgnorePort   = 14
@@ -92,6 +93,9 @@ func routeTable(name string, hosts []*virtualHost) *Resource {
 		b = protowire.AppendBytes(b, h.body)
 		causes = append(causes, h.causes...)
 	}
+	// The mark is between proxies. An app that passes on the headers of answers would claim not to have got requests that it did get.
+	b = protowire.AppendTag(b, fieldTableRemove, protowire.BytesType)
+	b = protowire.AppendString(b, undelivered)
 	// validate_clusters is a BoolValue: an empty message is false.
 	b = protowire.AppendTag(b, fieldTableValidate, protowire.BytesType)
 	b = protowire.AppendBytes(b, nil)
