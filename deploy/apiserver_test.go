@@ -86,7 +86,7 @@ cni:
   nodeSelector: {x: "y"}
   affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: x, operator: Exists}]}]}}}
 global: {platform: gke, logAsJson: true, imagePullSecrets: [s], networkPolicy: {enabled: true}}`, `
-global: {platform: openshift}`, "global: {platform: microk8s}"},
+global: {platform: openshift}`, "global: {platform: microk8s}", "cni: {uninstall: true}"},
 	deploy.Gateway: {"{}", `
 name: istio-eastwestgateway
 revision: canary

@@ -334,3 +334,16 @@ func TestAReplicaHasTimeToHandOverItsProxies(t *testing.T) {
 		t.Errorf("%d s of grace, %v", grace, d.Spec.Template.Spec.Containers[0].Args)
 	}
 }
+
+func TestTheAgentTakesEverythingBackWithTheFlagsItHad(t *testing.T) {
+	const values = "cni: {cniBinDir: /x, chained: false, uninstall: %v}"
+	before := object[appsv1.DaemonSet](t, render(t, deploy.CNI, fmt.Sprintf(values, false)), "DaemonSet", "")
+	after := object[appsv1.DaemonSet](t, render(t, deploy.CNI, fmt.Sprintf(values, true)), "DaemonSet", "")
+	want := append([]string{"uninstall", "--stay"}, before.Spec.Template.Spec.Containers[0].Args...)
+	if diff := cmp.Diff(want, after.Spec.Template.Spec.Containers[0].Args); diff != "" {
+		t.Error(diff)
+	}
+	if n := after.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable.String(); n != "100%" {
+		t.Errorf("it goes from node to node, %s at a time", n)
+	}
+}
