@@ -13,6 +13,7 @@ type App struct {
 	Replicas int               // default 1
 	Env      map[string]string // FAIL_PERCENT, DELAY, ...
 	Hold     bool              // a client: serves nothing, has no Service
+	PreStop  int               // seconds that the app goes on serving after its pod was told to stop
 	Labels   map[string]string // further pod labels
 	Annotate map[string]string // pod annotations
 	PodSpec  string            // a further line of the pod's spec
@@ -81,6 +82,9 @@ func (a App) workload() string {
 	role, probe := "serve", "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}"
 	if a.Hold {
 		role, probe = "hold", "terminationMessagePath: /dev/termination-log"
+	}
+	if a.PreStop > 0 {
+		probe += fmt.Sprintf("\n        lifecycle: {preStop: {sleep: {seconds: %d}}}", a.PreStop)
 	}
 	return fmt.Sprintf(`apiVersion: v1
 kind: ServiceAccount

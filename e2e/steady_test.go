@@ -1,0 +1,190 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// steadyRequests is how many requests each kind of change gets at least. The figures of
+// docs/performance.md are made with WEFT_E2E_STEADY_REQUESTS=20000.
+func steadyRequests(t *testing.T) int {
+	t.Helper()
+	s := os.Getenv("WEFT_E2E_STEADY_REQUESTS")
+	if s == "" {
+		return 3000
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 100 {
+		t.Fatalf("WEFT_E2E_STEADY_REQUESTS=%s: want a number of at least 100", s)
+	}
+	return n
+}
+
+type load struct {
+	name  string
+	share float64
+	args  []string
+}
+
+// steadyLoads are what runs through two sidecars during each change, with their share of the
+// requests: short requests over kept connections, requests that are under way for a while and
+// may not be sent twice, and gRPC.
+var steadyLoads = []load{
+	{"GET", 0.65, []string{"-c", "8", "-rate", "200", "http://echo/"}},
+	{"POST", 0.2, []string{"-c", "6", "-rate", "60", "-X", "POST", "-d", "order", "http://echo/delay/40ms"}},
+	{"gRPC", 0.15, []string{"-c", "3", "-rate", "45", "grpc://echo:9000"}},
+}
+
+// steady runs the loads and makes the change again and again until they are through. Every
+// request must have been answered by the app.
+func steady(ns *Namespace, change func(round int), loads ...load) {
+	if len(loads) == 0 {
+		loads = steadyLoads
+	}
+	t := ns.T
+	t.Helper()
+	total := steadyRequests(t.(*testing.T))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(total)*50*time.Millisecond+time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	type outcome struct {
+		results Results
+		err     error
+	}
+	outcomes := make([]outcome, len(loads))
+	for i, l := range loads {
+		n := strconv.Itoa(int(float64(total)*l.share) + 1)
+		wg.Go(func() {
+			o := &outcomes[i]
+			o.results, o.err = ns.Cluster.Call(ctx, ns.Name, "deploy/"+fromClient, append([]string{"-lean", "-n", n}, l.args...)...)
+		})
+	}
+	go func() { wg.Wait(); close(done) }()
+	rounds := 0
+	for under := true; under; rounds++ {
+		change(rounds)
+		select {
+		case <-done:
+			under = false
+		default:
+		}
+	}
+	<-done
+	for i, l := range loads {
+		o := outcomes[i]
+		if o.err != nil {
+			t.Errorf("%s: %v", l.name, o.err)
+			continue
+		}
+		failed := Results{}
+		for _, r := range o.results {
+			if r.Error != "" || r.Version == "" || l.name != "gRPC" && r.Status != 200 {
+				failed = append(failed, r)
+			}
+		}
+		t.Logf("%s: %d requests during %d changes, %d failed", l.name, len(o.results), rounds, len(failed))
+		if len(failed) > 0 {
+			first, _ := json.Marshal(failed[:min(len(failed), 3)])
+			t.Errorf("%s: %d of %d requests failed: %v, the first ones: %s", l.name, len(failed), len(o.results), failed.Statuses(), first)
+		}
+	}
+}
+
+// TestNoRequestFailsUnderChange: what operators do all day must not be noticed by anybody's users.
+func TestNoRequestFailsUnderChange(t *testing.T) {
+	ns := meshed(t)
+	ns.Deploy(App{Name: "echo", Replicas: 3, PreStop: 1}, client)
+	Eventually(t, "the app answers", func() error {
+		for _, url := range []string{"http://echo/", "grpc://echo:9000"} {
+			if rs, err := ns.TryCall(fromClient, url); err != nil || rs[0].Version != "v1" {
+				return fmt.Errorf("%v %v", rs, err)
+			}
+		}
+		return nil
+	})
+	in := func(t *testing.T) *Namespace { return &Namespace{T: t, Cluster: ns.Cluster, Name: ns.Name} }
+
+	t.Run("rolling restart", func(t *testing.T) {
+		ns := in(t)
+		steady(ns, func(int) {
+			ns.Kubectl("rollout", "restart", "deploy/echo-v1")
+			ns.WaitRollout("echo-v1")
+		})
+	})
+	t.Run("scaling", func(t *testing.T) {
+		ns := in(t)
+		steady(ns, func(round int) {
+			ns.Kubectl("scale", "deploy/echo-v1", "--replicas="+strconv.Itoa([]int{1, 4}[round%2]))
+			ns.WaitRollout("echo-v1")
+		})
+		ns.Kubectl("scale", "deploy/echo-v1", "--replicas=3")
+		ns.WaitRollout("echo-v1")
+	})
+	t.Run("restart of an app that closes its port at once", func(t *testing.T) {
+		ns := in(t)
+		ns.Deploy(App{Name: "hasty", Replicas: 3})
+		// An app that closes an idle HTTP/1.1 connection in the moment in which a request is sent on it may or may not have seen the
+		// request: nobody repeats a POST then. What is safe to repeat, and gRPC, whose servers say which requests they have
+		// not taken, is not lost.
+		steady(ns, func(int) {
+			ns.Kubectl("rollout", "restart", "deploy/hasty-v1")
+			ns.WaitRollout("hasty-v1")
+		},
+			load{"GET", 0.8, []string{"-c", "8", "-rate", "200", "http://hasty/"}},
+			load{"gRPC", 0.2, []string{"-c", "3", "-rate", "45", "grpc://hasty:9000"}})
+	})
+	t.Run("subsets come and go", func(t *testing.T) {
+		ns := in(t)
+		rules := subsets("echo", []string{"v1"}) + "---\n" +
+			virtualService("echo", "  - route:\n    - destination: {host: echo, subset: v1}\n")
+		steady(ns, func(int) {
+			ns.Apply(rules)
+			ns.run(rules, "-n", ns.Name, "delete", "-f", "-")
+		})
+	})
+	t.Run("routes are rewritten", func(t *testing.T) {
+		ns := in(t)
+		rules := []string{
+			"  - route:\n    - destination: {host: echo}\n",
+			"  - match: [{method: {exact: POST}}]\n    timeout: 10s\n    route:\n    - destination: {host: echo}\n  - route:\n    - destination: {host: echo}\n",
+			"  - match: [{headers: {x-canary: {exact: \"yes\"}}}]\n    route:\n    - destination: {host: nowhere}\n  - route:\n    - destination: {host: echo}\n      weight: 100\n    retries: {attempts: 3}\n",
+		}
+		steady(ns, func(round int) { ns.Apply(virtualService("echo", rules[round%len(rules)])) })
+		ns.Kubectl("delete", "virtualservice", "echo")
+	})
+	t.Run("another service is deleted and made again", func(t *testing.T) {
+		ns := in(t)
+		other := App{Name: "other"}
+		ns.Deploy(other)
+		steady(ns, func(int) {
+			ns.Kubectl("delete", "service", "other")
+			ns.Apply(other.YAML())
+			answered := func() error {
+				rs, err := ns.TryCall(fromClient, "http://other/")
+				if err != nil || rs[0].Status != 200 {
+					return fmt.Errorf("%v %v", rs, err)
+				}
+				return nil
+			}
+			Eventually(t, "it answers again", answered)
+			if got := ns.Call(fromClient, "-n", "50", "-c", "5", "http://other/").Statuses(); got["200"] != 50 {
+				t.Errorf("after its first answer: %v", got)
+			}
+		})
+	})
+	t.Run("the control plane is restarted", func(t *testing.T) {
+		ns := in(t)
+		system := &Namespace{T: t, Cluster: ns.Cluster, Name: "istio-system"}
+		steady(ns, func(int) {
+			system.Kubectl("rollout", "restart", "deploy/istiod")
+			system.WaitRollout("istiod")
+		})
+	})
+}
