@@ -229,6 +229,22 @@ func (s *Store) Namespace(name string) *Namespace {
 	return latest(s.pending.namespaces, s.current.namespaces, name)
 }
 
+// Has reports whether a Service, Gateway or VirtualService was applied, also when no snapshot shows it yet.
+func (s *Store) Has(k Key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := k.Namespace + "/" + k.Name
+	switch k.Kind {
+	case "Service":
+		return len(s.serviceIDs[k]) > 0
+	case "Gateway":
+		return latest(s.pending.gateways, s.current.gatewayTable, name) != nil
+	case "VirtualService":
+		return latest(s.pending.virtualServices, s.current.virtualServiceTable, name) != nil
+	}
+	return false
+}
+
 // Mesh returns the MeshConfig as it was last applied, also when no snapshot shows it yet.
 func (s *Store) Mesh() *meshconfig.MeshConfig {
 	s.mu.Lock()

@@ -22,11 +22,19 @@ func FuzzAdmissionReview(f *testing.F) {
 	f.Add(reviewOf(f, "on", `{spec: {containers: [{name: a, readinessProbe: {httpGet: {port: x}}, ports: [{name: x, containerPort: 1}, {containerPort: 1, protocol: UDP}]}]}}`))
 	f.Add(reviewOf(f, "on", `{metadata: {labels: {sidecar.istio.io/inject: "true"}}, spec: {hostNetwork: true}}`))
 	f.Add([]byte(`{"kind":"AdmissionReview"}`))
+	f.Add(reviewOf(f, "on", virtualService, func(r *admissionv1.AdmissionRequest) { r.Resource.Group = "networking.istio.io" }))
 	s := newServer(f, Options{})
 	f.Fuzz(func(t *testing.T, body []byte) {
+		judged := httptest.NewRequest(http.MethodPost, "/validate", bytes.NewReader(body))
+		judged.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, judged)
+		if w.Code == http.StatusOK && !json.Valid(w.Body.Bytes()) {
+			t.Fatalf("no JSON: %s", w.Body)
+		}
 		req := httptest.NewRequest(http.MethodPost, "/inject", bytes.NewReader(body))
 		req.Header.Set("Content-Type", "application/json")
-		w := httptest.NewRecorder()
+		w = httptest.NewRecorder()
 		s.ServeHTTP(w, req)
 		if w.Code != http.StatusOK {
 			return

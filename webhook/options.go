@@ -120,5 +120,7 @@ type Config struct {
 	// Mesh gives the current MeshConfig; nil, or a nil result, means Istio's defaults. A changed MeshConfig must be a new
 	// message: what is derived from it is kept by its address.
 	Mesh func() *meshconfig.MeshConfig
-	Log  *slog.Logger // slog.Default()
+	// References lets validation warn of references that lead nowhere; nil: it does not.
+	References References
+	Log        *slog.Logger // slog.Default()
 }

@@ -35,6 +35,8 @@ type Server struct {
 	mux       http.ServeMux
 
 	requests, success, skip, failure prometheus.Counter // Istio's metric names
+	verdicts                         verdicts
+	references                       References
 }
 
 // New prepares a Server. The error names the option at fault.
@@ -46,7 +48,7 @@ func New(c Config) (*Server, error) {
 	if c.Namespace == nil {
 		return nil, errors.New("injection: Config.Namespace is nil: namespace labels decide who is injected")
 	}
-	s := &Server{namespace: c.Namespace, mesh: c.Mesh, log: c.Log}
+	s := &Server{namespace: c.Namespace, mesh: c.Mesh, log: c.Log, verdicts: newVerdicts(), references: c.References}
 	s.in.Store(in)
 	if s.mesh == nil {
 		s.mesh = func() *meshconfig.MeshConfig { return nil }
@@ -73,7 +75,7 @@ func (s *Server) Injector() *Injector { return s.in.Load() }
 
 // Collectors are the server's metrics, under Istio's names.
 func (s *Server) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{s.requests, s.success, s.skip, s.failure}
+	return []prometheus.Collector{s.requests, s.success, s.skip, s.failure, s.verdicts.passed, s.verdicts.failed, s.verdicts.broken}
 }
 
 // ServeHTTP implements http.Handler.

@@ -74,9 +74,10 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			}
 			return nil, false
 		},
-		Options: injection,
-		Mesh:    func() *meshconfig.MeshConfig { return store.Mesh() },
-		Log:     log,
+		Options:    injection,
+		Mesh:       func() *meshconfig.MeshConfig { return store.Mesh() },
+		References: store,
+		Log:        log,
 	})
 	if err != nil {
 		return fmt.Errorf("injection: %w", err)

@@ -85,6 +85,16 @@ func (c *checker) serverTLS(path string, s *networking.Server, proto mesh.Protoc
 		c.fail(path+".tls.httpsRedirect", "is for a server with protocol HTTP: %s is encrypted already", s.Port.Protocol)
 	}
 	credential := t.CredentialName != "" || len(t.CredentialNames) > 0
+	for i, name := range t.CredentialNames {
+		if fault := mesh.CredentialNameFault(name); fault != "" {
+			c.fail(at(path, ".tls.credentialNames[%d]", i), "%q: %s", name, fault)
+		}
+	}
+	for _, f := range []struct{ field, name string }{{"credentialName", t.CredentialName}, {"caCertCredentialName", t.CaCertCredentialName}} {
+		if fault := mesh.CredentialNameFault(f.name); f.name != "" && fault != "" {
+			c.fail(path+".tls."+f.field, "%q: %s", f.name, fault)
+		}
+	}
 	files := t.ServerCertificate != "" && t.PrivateKey != "" || len(t.TlsCertificates) > 0
 	switch t.Mode {
 	case networking.ServerTLSSettings_SIMPLE, networking.ServerTLSSettings_OPTIONAL_MUTUAL, networking.ServerTLSSettings_MUTUAL:
