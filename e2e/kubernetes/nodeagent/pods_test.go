@@ -121,7 +121,7 @@ func (c *cluster) logs(namespace, pod string, o *corev1.PodLogOptions) string {
 	defer stop()
 	text, err := c.api.CoreV1().Pods(namespace).GetLogs(pod, o).DoRaw(ctx)
 	if err != nil {
-		return ""
+		return "no logs: " + err.Error()
 	}
 	return string(text)
 }
@@ -134,20 +134,22 @@ type sight struct {
 }
 
 // saw is everything that the pod's app saw, in order; consecutive sights of a target differ.
-func (c *cluster) saw(p *corev1.Pod) (out []sight) {
+func (c *cluster) saw(p *corev1.Pod) (out []sight, rest string) {
 	c.t.Helper()
 	for line := range strings.Lines(c.logs(p.Namespace, p.Name, &corev1.PodLogOptions{Container: "app"})) {
 		f := strings.Fields(line)
 		if len(f) != 3 {
+			rest += line
 			continue
 		}
 		ns, err := strconv.ParseInt(f[0], 10, 64)
 		if err != nil {
-			c.t.Fatalf("pod %s wrote %q", p.Name, line)
+			rest += line
+			continue
 		}
 		out = append(out, sight{time.Unix(0, ns), f[1], f[2]})
 	}
-	return out
+	return out, rest
 }
 
 // sees waits until this is the last that the app saw, of each of its targets, and gives when it saw it first.
@@ -155,12 +157,12 @@ func (c *cluster) sees(p *corev1.Pod, want string) (since time.Time) {
 	c.t.Helper()
 	c.within(patience, func() string {
 		last := map[string]sight{}
-		all := c.saw(p)
+		all, rest := c.saw(p)
 		for _, s := range all {
 			last[s.target] = s
 		}
 		if len(last) == 0 {
-			return fmt.Sprintf("pod %s: its app wrote nothing yet", p.Name)
+			return fmt.Sprintf("pod %s: its app saw nothing yet: %s", p.Name, rest)
 		}
 		for _, s := range last {
 			if s.what != want {
@@ -176,7 +178,11 @@ func (c *cluster) sees(p *corev1.Pod, want string) (since time.Time) {
 // never fails the test when the app got around the mesh, be it for a moment.
 func (c *cluster) never(p *corev1.Pod) {
 	c.t.Helper()
-	for _, s := range c.saw(p) {
+	sights, rest := c.saw(p)
+	if len(sights) == 0 {
+		c.t.Errorf("pod %s: nobody knows what its app saw: %s", p.Name, rest)
+	}
+	for _, s := range sights {
 		if s.what == outside {
 			c.t.Errorf("pod %s: its app reached %s around the mesh at %s", p.Name, s.target, s.at.Format("15:04:05.000"))
 		}

@@ -104,11 +104,20 @@ func sidecar() error {
 			c.Close()
 		}
 	}()
-	proof := net.JoinHostPort(os.Getenv("POD_IP"), "15098") // nobody listens there: only the outbound rules turn it around
-	inbound := &http.Server{Addr: ":15006", ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if got := attempt(proof); got != taken {
-			http.Error(w, fmt.Sprintf("%s: %s", proof, got), http.StatusServiceUnavailable)
+	// Nobody listens on either port of the proof: kubelet's request to 15099 shows that the inbound rules are there, and ours to 15098 the outbound ones, which
+	// turn it around to us.
+	loop := "http://" + net.JoinHostPort(os.Getenv("POD_IP"), "15098") + "/loop"
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	inbound := &http.Server{Addr: ":15006", ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/loop" {
+			return
 		}
+		answer, err := client.Get(loop)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		answer.Body.Close()
 	})}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
