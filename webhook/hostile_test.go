@@ -255,3 +255,22 @@ func TestNoTemplateRefersToAValueThatNobodyKnows(t *testing.T) {
 		}
 	}
 }
+
+// The API server defaults the pull policy of an image without a tag to Always, before webhooks see the pod.
+func TestTheImageAutoBringsNoPullPolicyAlong(t *testing.T) {
+	for _, c := range []struct{ image, policy, want corev1.PullPolicy }{
+		{"auto", corev1.PullAlways, ""},
+		{"auto", corev1.PullNever, corev1.PullNever},
+		{"example.com/envoy:1", corev1.PullAlways, corev1.PullAlways},
+	} {
+		pod := plainPod(map[string]string{annotationTemplates: templateGateway})
+		pod.Spec.Containers = []corev1.Container{{Name: ProxyName, Image: string(c.image), ImagePullPolicy: c.policy}}
+		after, _, err := newInjector(t, Options{}).Inject(pod, "default", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := findProxy(after).ImagePullPolicy; got != c.want {
+			t.Errorf("image %s with policy %s: policy %q, want %q", c.image, c.policy, got, c.want)
+		}
+	}
+}

@@ -70,6 +70,10 @@ func overrideOf(c *corev1.Container, before *status) corev1.Container {
 	o := *c.DeepCopy()
 	if o.Image == "auto" {
 		o.Image = "" // Istio: the template's image
+		// The API server takes the missing tag for "latest" and has written its default for that, before it asked us.
+		if o.ImagePullPolicy == corev1.PullAlways {
+			o.ImagePullPolicy = ""
+		}
 	}
 	if before != nil {
 		o = only(o, before.Overrides)

@@ -152,6 +152,9 @@ func gateway(t *testing.T, c *cluster) {
 	pod.Spec.Containers = []corev1.Container{{Name: "istio-proxy", Image: "auto"}}
 	made := c.mustCreate(t, "istio-system", pod)
 	p := proxyOf(made)
+	if p != nil && p.ImagePullPolicy == corev1.PullAlways {
+		t.Error("the image is pulled at every start: the API server's default for the image auto, which has no tag, was taken for the user's")
+	}
 	if p == nil || p.Image == "auto" || len(made.Spec.InitContainers) > 0 || made.Annotations["weft.dev/redirect"] != "" {
 		t.Errorf("%+v", made.Spec)
 	}
