@@ -36,8 +36,12 @@ func (c *cluster) network(ctx context.Context) error {
 		return c.writeConflist("10-ptp.conflist", c.ptp())
 	case strings.HasPrefix(c.Network, "flannel-"):
 		return c.flannel(ctx)
+	case c.Network == "calico":
+		return c.calico(ctx)
+	case c.Network == "multus":
+		return c.multus(ctx)
 	default:
-		return fmt.Errorf("network %s: not yet", c.Network)
+		return fmt.Errorf("network %s: it is not known how to start it", c.Network)
 	}
 }
 

@@ -13,8 +13,8 @@ type Bins struct {
 	Containerd string // containerd, ctr, its shim, runc
 	CNI        string // the reference plugins
 	Netfilter  string // iptables and its libraries; empty: the machine's own
-	// Programs of some networks.
-	Flanneld, Multus string
+	Flanneld   string // of networks flannel-*
+	Multus     string // directory of multus and its daemon, for network multus
 }
 
 // program says how a component is started.
@@ -63,6 +63,11 @@ func (c *cluster) program(name string) (Program, error) {
 		p.Env = append(p.Env, "NODE_NAME="+NodeName)
 		p.Args = []string{c.bins.Flanneld, "--kube-subnet-mgr", "--kubeconfig-file=" + c.pki("flannel.kubeconfig"), "--iface=node0",
 			"--net-config-path=/run/flannel/net-conf.json", "--subnet-file=/run/flannel/subnet.env"}
+	case "multus":
+		p.Env = append(p.Env, "KUBERNETES_SERVICE_HOST="+NodeIP, "KUBERNETES_SERVICE_PORT=6443")
+		p.Args = []string{filepath.Join(c.bins.Multus, "thin_entrypoint"), "--multus-bin-file=" + filepath.Join(c.bins.Multus, "multus"),
+			"--cni-bin-dir=" + cniBinDir, "--cni-conf-dir=" + cniConfDir, "--multus-autoconfig-dir=" + cniConfDir, "--multus-cni-conf-dir=/etc/cni/multus/net.d",
+			"--multus-conf-file=auto", "--cleanup-config-on-exit"} // which also makes it watch
 	default:
 		return p, fmt.Errorf("no component %s", name)
 	}

@@ -78,7 +78,7 @@ func clean(name string, l layout, keep bool) error {
 // removeAll removes the cluster's directory, but only what is ours: the directory may be one that the user gave.
 func removeAll(l layout) error {
 	ours := []string{"cni", "containerd", "containerd.toml", "ctr", "enter", "etcd", "flannel", "fs", "init.sock", "kubeconfig", "kubectl", "kubectl-cache",
-		"kubelet", "kubelet.yaml", "log", "node.json", "pki", "resolv.conf", "run", "spec.json"}
+		"kubelet", "kubelet.yaml", "log", "node.json", "pki", "resolv.conf", "run", "serviceaccount", "spec.json"}
 	for _, name := range slices.Sorted(slices.Values(ours)) {
 		if err := os.RemoveAll(l.path(name)); err != nil {
 			return err

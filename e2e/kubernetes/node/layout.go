@@ -39,6 +39,7 @@ func (l layout) binds() map[string]string {
 		"/var/lib/kubelet":    l.path("kubelet"),
 		"/var/lib/containerd": l.path("containerd"),
 		"/run/flannel":        l.path("flannel"),
+		serviceAccount:        l.path("serviceaccount"),
 	}
 }
 

@@ -23,7 +23,8 @@ type authority struct {
 }
 
 // certificates makes the credentials of the control plane below pki/, unless they are there from an earlier life of the cluster.
-func (l layout) certificates(dualStack bool) error {
+func (c *cluster) certificates() error {
+	l := c.layout
 	if _, err := os.Stat(l.pki("complete")); err == nil {
 		return nil
 	}
@@ -38,7 +39,7 @@ func (l layout) certificates(dualStack bool) error {
 		return err
 	}
 	nodeIPs := []net.IP{net.ParseIP(NodeIP), net.ParseIP("127.0.0.1")}
-	if dualStack {
+	if c.DualStack {
 		nodeIPs = append(nodeIPs, net.ParseIP(nodeIP6))
 	}
 	for name, template := range map[string]*x509.Certificate{
@@ -110,21 +111,24 @@ var users = []user{
 	{"kube-scheduler", "system:kube-scheduler", ""},
 	{"kube-proxy", "system:kube-proxy", ""},
 	{"flannel", "weft:flannel", ""},
+	{"multus", "weft:multus", ""},
 }
 
 // kubeconfigs writes the file of the users' tokens, and a kubeconfig for each user: DIR/kubeconfig for the administrator,
 // pki/NAME.kubeconfig for the others.
-func (l layout) kubeconfigs() error {
+func (c *cluster) kubeconfigs() error {
+	c.tokens = map[string]string{}
 	tokens := ""
 	for _, u := range users {
-		path := l.pki(u.file + ".kubeconfig")
+		path := c.pki(u.file + ".kubeconfig")
 		if u.file == "admin" {
-			path = l.path("kubeconfig")
+			path = c.path("kubeconfig")
 		}
 		token := rand.Text()
+		c.tokens[u.file] = token
 		tokens += fmt.Sprintf("%s,%s,%s,%q\n", token, u.name, u.file, u.group)
 		// The certificate is inside, so that the file can be handed on.
-		ca, err := os.ReadFile(l.pki("ca.crt"))
+		ca, err := os.ReadFile(c.pki("ca.crt"))
 		if err != nil {
 			return err
 		}
@@ -139,5 +143,5 @@ contexts: [{name: weft, context: {cluster: weft, user: %[3]s}}]
 			return err
 		}
 	}
-	return os.WriteFile(l.pki("tokens.csv"), []byte(tokens), 0o600)
+	return os.WriteFile(c.pki("tokens.csv"), []byte(tokens), 0o600)
 }

@@ -34,6 +34,7 @@ type cluster struct {
 	out     io.Writer
 	began   time.Time
 	control *control
+	tokens  map[string]string // of the users
 }
 
 // Up starts a cluster and returns when its node is Ready and the images are loaded. It writes its steps to out. When
@@ -67,8 +68,10 @@ func (c *cluster) up(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := errors.Join(c.certificates(c.DualStack), c.kubeconfigs(), c.installCNI(), c.makeCgroup()); err != nil {
-		return err
+	for _, prepare := range []func() error{c.certificates, c.kubeconfigs, c.multusCredentials, c.installCNI, c.makeCgroup} {
+		if err := prepare(); err != nil {
+			return err
+		}
 	}
 	if err := c.startInit(ctx); err != nil {
 		return err

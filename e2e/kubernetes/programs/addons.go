@@ -68,14 +68,13 @@ func (b *Builder) flannel(ctx context.Context) (program string, err error) {
 	return filepath.Join(dir, "flannel"), err
 }
 
-// multus makes the plugin that calls several plugins for a pod.
-func (b *Builder) multus(ctx context.Context) (program string, err error) {
+// multus makes the plugin that calls several plugins for a pod, and the daemon that configures it.
+func (b *Builder) multus(ctx context.Context) (dir string, err error) {
 	const version = "v4.2.2"
-	dir, err := b.once(ctx, "multus", version, func(dir string) error {
+	return b.once(ctx, "multus", version, func(dir string) error {
 		return b.compile(ctx, module{path: "gopkg.in/k8snetworkplumbingwg/multus-cni.v4", version: version,
-			packages: []string{"./cmd/multus"}, flags: []string{"-ldflags=-s -w"}}, dir)
+			packages: []string{"./cmd/multus", "./cmd/thin_entrypoint"}, flags: []string{"-ldflags=-s -w"}}, dir)
 	})
-	return filepath.Join(dir, "multus"), err
 }
 
 // without returns the text without the lines that hold one of the words.
