@@ -66,6 +66,7 @@ type applyFlags struct {
 	timeout       time.Duration
 	takeOwnership bool
 	moveGateways  bool
+	after         func() ([]string, error) // what to do next; the plan's when nil
 }
 
 func (a *applyFlags) add(cmd *cobra.Command) {
@@ -109,7 +110,13 @@ func (a *applyFlags) run(cmd *cobra.Command, to *install.Cluster, plan *install.
 	for _, line := range install.Notes(got.Releases) {
 		fmt.Fprintln(out, line)
 	}
-	for _, line := range plan.NextSteps() {
+	next := plan.NextSteps()
+	if a.after != nil {
+		if next, err = a.after(); err != nil {
+			return err
+		}
+	}
+	for _, line := range next {
 		fmt.Fprintln(out, line)
 	}
 	if a.verify {

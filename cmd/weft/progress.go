@@ -22,10 +22,13 @@ type ticks struct {
 	order    []string
 	lastLine map[string]time.Time
 	begun    map[string]time.Time
+
+	done, failed string // what is said of a component
 }
 
 func newTicks(out io.Writer) *ticks {
-	t := &ticks{out: out, doing: map[string]string{}, lastLine: map[string]time.Time{}, begun: map[string]time.Time{}}
+	t := &ticks{out: out, doing: map[string]string{}, lastLine: map[string]time.Time{}, begun: map[string]time.Time{},
+		done: "installed", failed: "not installed"}
 	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		if w, _, err := term.GetSize(int(f.Fd())); err == nil {
 			t.width = w
@@ -61,12 +64,12 @@ func (t *ticks) Begin(component, doing string) {
 
 // Done ticks a component off.
 func (t *ticks) Done(component string, took time.Duration) {
-	t.end("✔", component, "installed", took)
+	t.end("✔", component, t.done, took)
 }
 
 // Failed crosses it.
 func (t *ticks) Failed(component string, took time.Duration) {
-	t.end("✘", component, "not installed", took)
+	t.end("✘", component, t.failed, took)
 }
 
 // Note prints a sentence.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,6 +79,11 @@ func (c *Cluster) waitReady(ctx context.Context, p *Plan, manifest string, doing
 	if err != nil {
 		return err
 	}
+	// The base chart's webhook is the default revision's, which need not be there.
+	objects = slices.DeleteFunc(objects, func(o object) bool {
+		rev, ok := get(o.tree, "metadata", "labels", "istio.io/rev")
+		return ok && strings.HasSuffix(o.Kind, "WebhookConfiguration") && rev != p.Revisioned()
+	})
 	var open []unready
 	for {
 		next, err := c.notReady(ctx, objects)

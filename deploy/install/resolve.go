@@ -27,6 +27,7 @@ type Input struct {
 	Revision  string   // as --revision; wins over files
 	Namespace string   // as --istioNamespace; wins over files
 	Force     bool     // mistakes in values become warnings
+	base      Tree     // what was installed before; under Sets
 }
 
 // Wanted is the input, merged and checked.
@@ -43,6 +44,9 @@ type Wanted struct {
 // Resolve merges profile, files and settings, in this order, and checks the result.
 func Resolve(in Input) (*Wanted, error) {
 	user := Tree{}
+	if spec, ok := in.base["spec"].(Tree); ok {
+		user = Tree{"spec": without(spec, "revision", "namespace")}
+	}
 	var mistakes []error
 	for _, f := range in.Files {
 		all, err := readFile(f)

@@ -122,32 +122,17 @@ func (c *Cluster) verifyInjection(ctx context.Context, v *Verification, releases
 	if !slices.ContainsFunc(releases, func(r *helm.Release) bool { return r.Chart.Metadata.Name == "istiod" }) {
 		return
 	}
-	const ns = "default"
+	const ns = triedIn
 	check := Check{Status: OK, Object: "injection (dry run of a pod in namespace " + ns + ")"}
-	no, yes, user := false, true, int64(1000)
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "weft-verify-", Labels: map[string]string{"sidecar.istio.io/inject": "true"}},
-		Spec: corev1.PodSpec{
-			AutomountServiceAccountToken: &no,
-			SecurityContext:              &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &user, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
-			Containers: []corev1.Container{{Name: "app", Image: "weft-verify", SecurityContext: &corev1.SecurityContext{
-				AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-			}}},
-		},
-	}
-	if v.Revision != "default" {
-		pod.Labels["istio.io/rev"] = v.Revision
-	}
 	space, err := c.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
 	if err == nil && (space.Labels["istio-injection"] == "disabled" || space.Labels["istio.io/rev"] != "" && space.Labels["istio.io/rev"] != v.Revision || space.Labels["istio-injection"] == "enabled" && v.Revision != "default") {
 		check.Status, check.Message = Warning, "not tried: labels of the namespace decide otherwise"
 		v.add(check)
 		return
 	}
-	made, err := c.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-	injected := err == nil && slices.ContainsFunc(slices.Concat(made.Spec.InitContainers, made.Spec.Containers), func(k corev1.Container) bool { return k.Name == "istio-proxy" })
+	made, err := c.dryRunPod(ctx, v.Revision)
 	switch {
-	case injected:
+	case err == nil && proxyOf(made) != "":
 	case apierrors.IsForbidden(err) && !strings.Contains(err.Error(), "admission webhook"):
 		check.Status, check.Message = Warning, "not tried: "+err.Error()
 	case err != nil && strings.Contains(err.Error(), "failed calling webhook"):
@@ -163,4 +148,36 @@ func (c *Cluster) verifyInjection(ctx context.Context, v *Verification, releases
 		check.Remedy = "weft install puts the webhooks back"
 	}
 	v.add(check)
+}
+
+// triedIn is the namespace of dry runs: it exists in every cluster.
+const triedIn = "default"
+
+// dryRunPod asks the API server for a pod of the mesh as it would be stored. Nothing is created.
+func (c *Cluster) dryRunPod(ctx context.Context, revision string) (*corev1.Pod, error) {
+	no, yes, user := false, true, int64(1000)
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "weft-verify-", Labels: map[string]string{"sidecar.istio.io/inject": "true"}},
+		Spec: corev1.PodSpec{
+			AutomountServiceAccountToken: &no,
+			SecurityContext:              &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &user, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+			Containers: []corev1.Container{{Name: "app", Image: "weft-verify", SecurityContext: &corev1.SecurityContext{
+				AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			}}},
+		},
+	}
+	if revision != "default" {
+		pod.Labels["istio.io/rev"] = revision
+	}
+	return c.CoreV1().Pods(triedIn).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+}
+
+// proxyOf is the image of a pod's sidecar, empty when it has none.
+func proxyOf(p *corev1.Pod) string {
+	for _, k := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		if k.Name == "istio-proxy" {
+			return k.Image
+		}
+	}
+	return ""
 }

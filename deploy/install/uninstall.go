@@ -1,0 +1,318 @@
+package install
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/kube"
+	helm "helm.sh/helm/v4/pkg/release/v1"
+)
+
+// Removal is what an uninstallation would take away, and what it would leave behind. Show it to the user before Uninstall.
+type Removal struct {
+	Namespace string
+	Revision  string // empty with Purge
+	Purge     bool
+
+	Releases   []string       // "istio-system/istiod", in the order in which they go
+	Webhooks   []string       // tags, which are no part of a release
+	Kinds      []string       // CRDs, with Purge
+	Objects    map[string]int // the user's objects of these kinds, which go with them: kind -> number
+	Pods       map[string]int // namespace -> pods that would be left without control plane
+	Namespaces []string       // whose labels would mean nothing any more
+	Stays      []string       // control planes that stay
+
+	releases []*helm.Release
+	undoCNI  bool
+}
+
+// PlanRemoval finds out what goes: one revision, or everything with purge. What several revisions share goes with the last.
+func (c *Cluster) PlanRemoval(ctx context.Context, namespace, revision string, purge bool) (*Removal, error) {
+	if err := c.Reachable(); err != nil {
+		return nil, err
+	}
+	all, err := c.releases(ctx, namespace)
+	if err != nil {
+		return nil, err
+	}
+	r := &Removal{Namespace: namespace, Revision: revision, Purge: purge, Objects: map[string]int{}, Pods: map[string]int{}}
+	others := map[string]bool{}
+	for _, rel := range all {
+		if rel.Chart.Metadata.Name != "istiod" {
+			continue
+		}
+		of, _ := rel.Config["revision"].(string)
+		if !purge && suffix(of) != suffix(revision) {
+			others[cmp.Or(of, "default")] = true
+		}
+	}
+	shared := purge || len(others) == 0
+	for _, rel := range all {
+		of, _ := rel.Config["revision"].(string)
+		switch rel.Chart.Metadata.Name {
+		case "istiod", "gateway":
+			if purge || suffix(of) == suffix(revision) {
+				r.releases = append(r.releases, rel)
+			}
+		default:
+			if shared {
+				r.releases = append(r.releases, rel)
+			}
+		}
+	}
+	if !slices.ContainsFunc(r.releases, func(rel *helm.Release) bool { return purge || rel.Chart.Metadata.Name == "istiod" }) {
+		have := "weft is not installed there"
+		if len(others) > 0 {
+			have = "there is revision " + strings.Join(sortedNames(others), ", ")
+		}
+		return nil, fmt.Errorf("no control plane of revision %s in namespace %s: %s", cmp.Or(revision, "default"), namespace, have)
+	}
+	// Gateways first, they need the control plane; then the node agents, which undo their work; then the control plane; then the kinds.
+	rank := map[string]int{"gateway": 0, "cni": 1, "istiod": 2, "base": 3}
+	slices.SortStableFunc(r.releases, func(a, b *helm.Release) int {
+		return rank[a.Chart.Metadata.Name] - rank[b.Chart.Metadata.Name]
+	})
+	for _, rel := range r.releases {
+		r.Releases = append(r.Releases, rel.Namespace+"/"+rel.Name)
+		r.undoCNI = r.undoCNI || rel.Chart.Metadata.Name == "cni"
+	}
+	r.Stays = sortedNames(others)
+	return r, c.affected(ctx, r)
+}
+
+// affected counts what depends on what goes.
+func (c *Cluster) affected(ctx context.Context, r *Removal) error {
+	planes, err := c.Revisions(ctx, "")
+	if err != nil {
+		return err
+	}
+	pods, err := c.meshPods(ctx)
+	if err != nil {
+		return err
+	}
+	goes := func(revision string) bool { return r.Purge || suffix(revision) == suffix(r.Revision) }
+	for _, p := range pods {
+		if goes(p.revision) && !p.gateway {
+			r.Pods[p.namespace]++
+		}
+	}
+	for _, plane := range planes {
+		if goes(plane.Revision) && plane.Namespace == r.Namespace {
+			r.Namespaces = append(r.Namespaces, plane.Namespaces...)
+		}
+	}
+	hooks, err := c.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{LabelSelector: "app=sidecar-injector"})
+	if err != nil {
+		return fmt.Errorf("list webhooks: %w", err)
+	}
+	for _, h := range hooks.Items {
+		if goes(h.Labels["istio.io/rev"]) {
+			r.Webhooks = append(r.Webhooks, h.Name)
+		}
+	}
+	if !r.Purge {
+		return nil
+	}
+	crds, err := c.Dynamic.Resource(crdResource).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list CRDs: %w", err)
+	}
+	for _, crd := range crds.Items {
+		group, _ := get(crd.Object, "spec", "group")
+		text, _ := group.(string)
+		if !slices.Contains(meshGroups, text) {
+			continue
+		}
+		r.Kinds = append(r.Kinds, crd.GetName())
+		kind, n, err := c.countOf(ctx, crd.Object)
+		if err != nil {
+			return err
+		}
+		if n > 0 && text != "install.istio.io" {
+			r.Objects[kind] = n
+		}
+	}
+	return nil
+}
+
+// meshGroups are the API groups whose definitions we bring.
+var meshGroups = []string{"networking.istio.io", "security.istio.io", "telemetry.istio.io", "extensions.istio.io", "install.istio.io"}
+
+// UninstallOptions say how.
+type UninstallOptions struct {
+	Force    bool // go on when nodes cannot be undone
+	Timeout  time.Duration
+	Progress Progress
+}
+
+// Uninstall takes away what a removal names. It may be repeated: what is gone already is passed over.
+func (c *Cluster) Uninstall(ctx context.Context, r *Removal, o UninstallOptions) error {
+	if o.Progress == nil {
+		o.Progress = Silent{}
+	}
+	// Webhooks before all else: with failurePolicy Fail, nothing of the mesh could be created once weftd is gone.
+	for _, name := range r.Webhooks {
+		if err := ignoreMissing(c.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{})); err != nil {
+			return fmt.Errorf("delete webhook %s: %w", name, err)
+		}
+	}
+	for _, rel := range r.releases {
+		if err := ctx.Err(); err != nil {
+			return interrupted(err)
+		}
+		name := "Helm release " + rel.Name
+		began := time.Now()
+		if rel.Chart.Metadata.Name == "cni" {
+			if err := c.undoNodes(ctx, rel, o); err != nil {
+				o.Progress.Failed("Node agents", time.Since(began))
+				return err
+			}
+		}
+		o.Progress.Begin(name, "removing")
+		if err := c.removeRelease(ctx, rel, o.Timeout); err != nil {
+			o.Progress.Failed(name, time.Since(began))
+			return err
+		}
+		o.Progress.Done(name, time.Since(began))
+	}
+	if r.Purge {
+		return c.purge(ctx, r, o)
+	}
+	err := c.Dynamic.Resource(operatorResource).Namespace(r.Namespace).Delete(ctx, stateName(r.Revision), metav1.DeleteOptions{})
+	return ignoreMissing(err)
+}
+
+// removeRelease is helm uninstall, and waits until the pods are gone.
+func (c *Cluster) removeRelease(ctx context.Context, rel *helm.Release, limit time.Duration) error {
+	cfg, err := c.helmIn(rel.Namespace)
+	if err != nil {
+		return err
+	}
+	u := action.NewUninstall(cfg)
+	u.WaitStrategy, u.Timeout, u.IgnoreNotFound = kube.HookOnlyStrategy, requestTimeout, true
+	u.DeletionPropagation = "background"
+	if _, err := u.Run(rel.Name); err != nil {
+		return fmt.Errorf("Helm release %s: %w", rel.Name, err)
+	}
+	objects, err := objectsOf(rel.Manifest, rel.Namespace)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for _, o := range objects {
+		if o.Kind != "Deployment" && o.Kind != "DaemonSet" {
+			continue
+		}
+		labels, _ := get(o.tree, "spec", "selector", "matchLabels")
+		var parts []string
+		for _, k := range sortedKeys(asTree(labels)) {
+			parts = append(parts, fmt.Sprintf("%s=%v", k, asTree(labels)[k]))
+		}
+		for {
+			pods, err := c.CoreV1().Pods(o.Namespace).List(ctx, metav1.ListOptions{LabelSelector: strings.Join(parts, ","), Limit: 1})
+			if err == nil && len(pods.Items) == 0 {
+				break
+			}
+			if pause(ctx, lookEvery) != nil {
+				return fmt.Errorf("the pods of %s do not end: kubectl get pods -n %s -l %s", o, o.Namespace, strings.Join(parts, ","))
+			}
+		}
+	}
+	return nil
+}
+
+// undoNodes lets the node agents take back what they did to their nodes. The chart knows how: the agents run on as
+// "weft-node uninstall --stay", and are ready when their node is as it was.
+func (c *Cluster) undoNodes(ctx context.Context, rel *helm.Release, o UninstallOptions) error {
+	const component = "Node agents"
+	began := time.Now()
+	cfg, err := c.helmIn(rel.Namespace)
+	if err != nil {
+		return err
+	}
+	if _, err := c.takeOver(ctx, cfg, rel.Name, Options{Progress: o.Progress}); err != nil {
+		return err
+	}
+	up := action.NewUpgrade(cfg)
+	up.Namespace, up.ResetValues, up.WaitStrategy, up.Timeout = rel.Namespace, true, kube.HookOnlyStrategy, requestTimeout
+	up.ForceConflicts, up.ServerSideApply, up.DisableOpenAPIValidation = true, "true", true
+	values := merge(rel.Config, Tree{"cni": Tree{"uninstall": true}})
+	o.Progress.Begin(component, "telling them to undo their work")
+	got, err := up.RunWithContext(context.WithoutCancel(ctx), rel.Name, rel.Chart, values)
+	if err != nil {
+		return fmt.Errorf("Helm release %s: %w", rel.Name, err)
+	}
+	undone, ok := got.(*helm.Release)
+	if !ok {
+		return fmt.Errorf("Helm release %s: Helm returned a %T", rel.Name, got)
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	err = c.waitReady(ctx, &Plan{Wanted: &Wanted{Namespace: rel.Namespace}}, undone.Manifest, func(doing string) { o.Progress.Begin(component, "undoing: "+doing) })
+	switch {
+	case err == nil:
+		o.Progress.Done(component, time.Since(began))
+		return nil
+	case errors.Is(ctx.Err(), context.Canceled):
+		return interrupted(ctx.Err())
+	case o.Force:
+		o.Progress.Note("some nodes keep the CNI plugin and its entry, which let pods without the mesh's annotation pass: " + err.Error())
+		return nil
+	}
+	return fmt.Errorf("not all nodes are as they were before the mesh: %w\nThe mesh's plugin lets pods without its annotation pass, so the nodes stay usable. "+
+		"Go on without them with --force, or bring the nodes back and run weft uninstall again", err)
+}
+
+// purge removes what a plain uninstallation keeps.
+func (c *Cluster) purge(ctx context.Context, r *Removal, o UninstallOptions) error {
+	began := time.Now()
+	const component = "Definitions, certificate authority"
+	o.Progress.Begin(component, "removing")
+	for _, name := range r.Kinds {
+		if err := ignoreMissing(c.Dynamic.Resource(crdResource).Delete(ctx, name, metav1.DeleteOptions{})); err != nil {
+			return fmt.Errorf("delete CRD %s: %w", name, err)
+		}
+	}
+	if err := ignoreMissing(c.CoreV1().Secrets(r.Namespace).Delete(ctx, "istio-ca-secret", metav1.DeleteOptions{})); err != nil {
+		return fmt.Errorf("delete the certificate authority: %w", err)
+	}
+	leases, err := c.CoordinationV1().Leases(r.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list leases: %w", err)
+	}
+	for _, l := range leases.Items {
+		if strings.HasPrefix(l.Name, "weftd-") {
+			if err := ignoreMissing(c.CoordinationV1().Leases(r.Namespace).Delete(ctx, l.Name, metav1.DeleteOptions{})); err != nil {
+				return fmt.Errorf("delete lease %s: %w", l.Name, err)
+			}
+		}
+	}
+	roots, err := c.CoreV1().ConfigMaps("").List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=istio-ca-root-cert"})
+	if err != nil {
+		return fmt.Errorf("list ConfigMaps istio-ca-root-cert: %w", err)
+	}
+	for _, m := range roots.Items {
+		if err := ignoreMissing(c.CoreV1().ConfigMaps(m.Namespace).Delete(ctx, m.Name, metav1.DeleteOptions{})); err != nil {
+			return fmt.Errorf("delete ConfigMap %s/%s: %w", m.Namespace, m.Name, err)
+		}
+	}
+	o.Progress.Done(component, time.Since(began))
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
