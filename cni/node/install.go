@@ -174,6 +174,10 @@ func (n *Installation) chain(j *journal, r *Report) error {
 		}
 		err = n.insert(j, r, *c.network)
 	}
+	if _, gone := os.Lstat(n.conf(c.network.name)); err != nil && errors.Is(gone, fs.ErrNotExist) {
+		r.Problem, r.Soon = c.network.name+" has just been removed", true
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.network.name, err)
 	}

@@ -191,7 +191,7 @@ func (c *cluster) conf() map[string]string {
 // write puts a configuration in place in one step, as network plugins should.
 func (c *cluster) write(name, text string) {
 	c.t.Helper()
-	temporary := filepath.Join(c.ConfDir, ".test-"+name)
+	temporary := filepath.Join(c.ConfDir, name+".new") // no runtime reads this name
 	if err := os.WriteFile(temporary, []byte(text), 0o644); err != nil {
 		c.t.Fatal(err)
 	}

@@ -189,23 +189,26 @@ func (c *cluster) never(p *corev1.Pod) {
 	}
 }
 
-// event waits for an event about an object and gives its message.
-func (c *cluster) event(namespace, about, reason string) (message string) {
+// event waits for an event about an object whose message has these words.
+func (c *cluster) event(namespace, about, reason, words string) {
 	c.t.Helper()
 	c.within(patience, func() string {
 		list, err := c.api.CoreV1().Events(namespace).List(context.Background(), metav1.ListOptions{FieldSelector: "reason=" + reason})
 		if err != nil {
 			return err.Error()
 		}
+		var seen []string
 		for _, e := range list.Items {
-			if e.InvolvedObject.Name == about {
-				message = e.Message
+			if e.InvolvedObject.Name != about {
+				continue
+			}
+			if strings.Contains(e.Message, words) {
 				return ""
 			}
+			seen = append(seen, e.Message)
 		}
-		return fmt.Sprintf("no event %s about %s", reason, about)
+		return fmt.Sprintf("no event %s about %s that says %q, only %q", reason, about, words, seen)
 	})
-	return message
 }
 
 // restarts counts the restarts of all containers of a pod.

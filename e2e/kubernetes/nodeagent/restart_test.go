@@ -28,7 +28,7 @@ func TestPodsMadeWhileTheAgentIsUpgradedRestartedOrGoneAreRedirected(t *testing.
 		})
 		c.within(patience, func() string {
 			start("upgrade")
-			time.Sleep(200 * time.Millisecond) // the pace of the pods, not a wait
+			time.Sleep(400 * time.Millisecond) // the pace of the pods, not a wait
 			if p := c.agentPod(); p == nil || p.UID == first {
 				return "the old agent still runs"
 			}

@@ -23,7 +23,7 @@ func main() {
 	case len(os.Args) > 1 && os.Args[1] == "sidecar":
 		err = sidecar()
 	default:
-		err = fmt.Errorf("usage: prober probe [--for DURATION] HOST:PORT... | sidecar")
+		err = fmt.Errorf("usage: prober probe [--for DURATION] [--each DURATION] HOST:PORT... | sidecar")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "prober: "+err.Error())
@@ -37,12 +37,17 @@ const (
 	taken   = "sidecar" // it was redirected
 )
 
-const each = 10 * time.Millisecond
+// An app tries often in its first second, and later seldom: many of them run on one machine.
+const (
+	eager = 10 * time.Millisecond
+	calm  = 200 * time.Millisecond
+)
 
 // probe connects over and over, and prints "UNIXNANO TARGET WHAT" for the first attempt at each target and whenever the outcome changes.
 func probe(args []string) error {
 	f := flag.NewFlagSet("probe", flag.ContinueOnError)
 	limit := f.Duration("for", 0, "end with success after this time (default: on SIGTERM)")
+	each := f.Duration("each", calm, "how often to try after the first second")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -52,7 +57,7 @@ func probe(args []string) error {
 	if *limit > 0 {
 		over = time.After(*limit)
 	}
-	tick := time.NewTicker(each)
+	began, tick := time.Now(), time.NewTicker(eager)
 	saw := map[string]string{}
 	for {
 		for _, target := range f.Args() {
@@ -67,6 +72,9 @@ func probe(args []string) error {
 		case <-over:
 			return nil
 		case <-tick.C:
+			if time.Since(began) > time.Second {
+				tick.Reset(*each)
+			}
 		}
 	}
 }
