@@ -50,10 +50,6 @@ func (s *Store) apply(in Object) error {
 	}
 	meta := metaOf(o, kindOf(in.Object), in.File, in.Line)
 	key := Key{meta.Kind, meta.Namespace, meta.Name}
-	if _, ok := s.unreadable[key]; ok {
-		delete(s.unreadable, key)
-		s.report(key, nil)
-	}
 	p := &s.pending
 	switch o := in.Object.(type) {
 	case *corev1.Namespace:
@@ -119,7 +115,7 @@ func (s *Store) remove(key Key) {
 			s.setServices(key, nil)
 		}
 	}
-	delete(s.unreadable, key)
+	s.complain(key, nil)
 	if s.problems[key] != nil {
 		s.report(key, nil)
 	}
@@ -399,6 +395,28 @@ func (s *Store) report(key Key, problems []Problem) {
 		delete(s.problems, key)
 	} else {
 		s.problems[key] = problems
+	}
+	s.pending.problems = true
+	s.changedConfig(key)
+}
+
+// Complain replaces what the reader of an object says is wrong with it, beside what the store itself finds; deleting the object clears
+// it. It shows in [Snapshot.Problems], and changes nothing else.
+func (s *Store) Complain(key Key, problems ...Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.complain(key, problems)
+	s.wake()
+}
+
+func (s *Store) complain(key Key, problems []Problem) {
+	if slices.Equal(s.complaints[key], problems) {
+		return
+	}
+	if len(problems) == 0 {
+		delete(s.complaints, key)
+	} else {
+		s.complaints[key] = problems
 	}
 	s.pending.problems = true
 	s.changedConfig(key)

@@ -76,6 +76,9 @@ func (s *Store) buildConfig(prev, n *Snapshot) {
 		for _, list := range s.problems {
 			n.problems = append(n.problems, list...)
 		}
+		for _, list := range s.complaints {
+			n.problems = append(n.problems, list...)
+		}
 		slices.SortFunc(n.problems, func(a, b Problem) int { return strings.Compare(a.String(), b.String()) })
 	}
 	clear(p.namespaces)

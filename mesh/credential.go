@@ -123,18 +123,12 @@ func (s *Store) setCredential(key Key, c *Credential) {
 	setConfig(s, key, s.pending.credentials, s.current.credentials, name, c)
 }
 
-// Unreadable notes why an object cannot be read, with the remedy, until it is applied or deleted. What it said before stays in force. It shows in
-// [Snapshot.Problems]; for a Secret, wherever a Gateway wants it.
+// Unreadable notes why a Secret cannot be read, with the remedy, until it is applied or deleted. What it said before stays in force. It shows
+// wherever a Gateway wants it.
 func (s *Store) Unreadable(key Key, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ref := Ref{Kind: key.Kind, Namespace: key.Namespace, Name: key.Name}
-	if key.Kind == "Secret" {
-		s.setCredential(key, &Credential{Ref: ref, Fault: why})
-	} else {
-		s.unreadable[key] = struct{}{}
-		s.report(key, []Problem{{Ref: ref, Message: why}})
-	}
+	s.setCredential(key, &Credential{Ref: Ref{Kind: key.Kind, Namespace: key.Namespace, Name: key.Name}, Fault: why})
 	s.wake()
 }
 

@@ -160,6 +160,53 @@ func (s *Snapshot) ServerMTLS(w *Workload, port uint16) (mode MTLSMode, refs []R
 // They may be ports that no Service names.
 func (s *Snapshot) MTLSPorts(w *Workload) []uint16 { return s.peerAuthentications.ports(w) }
 
+// UID of an object that a user configures the mesh with, as the API server gave it; empty when it is not here or came from a file.
+func (s *Snapshot) UID(ref Ref) string {
+	name := ref.Namespace + "/" + ref.Name
+	var m *Meta
+	switch ref.Kind {
+	case "VirtualService":
+		if v := s.virtualServiceTable.get(name); v != nil {
+			m = &v.Meta
+		}
+	case "DestinationRule":
+		if v := s.destinationRuleTable.get(name); v != nil {
+			m = &v.Meta
+		}
+	case "Gateway":
+		if v := s.gatewayTable.get(name); v != nil {
+			m = &v.Meta
+		}
+	case "PeerAuthentication":
+		if v := s.peerAuthenticationTable.get(name); v != nil {
+			m = &v.Meta
+		}
+	default:
+		if v := s.configs.get(ref.Kind + "/" + name); v != nil {
+			m = &v.Meta
+		}
+	}
+	if m == nil {
+		return ""
+	}
+	return m.UID
+}
+
+// Count is the number of VirtualServices or DestinationRules, or of objects of a kind without an accessor of its own.
+func (s *Snapshot) Count(kind string) int {
+	switch kind {
+	case "VirtualService":
+		return s.virtualServiceTable.len()
+	case "DestinationRule":
+		return s.destinationRuleTable.len()
+	}
+	n := 0
+	for range s.Configs(kind) {
+		n++
+	}
+	return n
+}
+
 // Configs yields the objects of a kind that has no accessor of its own, sorted by namespace and name.
 func (s *Snapshot) Configs(kind string) iter.Seq[*Config] {
 	return func(yield func(*Config) bool) {

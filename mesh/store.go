@@ -87,7 +87,7 @@ type Store struct {
 	selectingEntries refs[string] // namespace -> serviceIDs of service entries that select workloads
 
 	problems   map[Key][]Problem
-	unreadable map[Key]struct{} // those of problems that end when the object is read
+	complaints map[Key][]Problem // of who reads objects; see Complain
 	demand     demand
 	hosts      map[string]Node // by name
 }
@@ -164,7 +164,7 @@ func NewStore(opts Options) *Store {
 		selectingEntries: refs[string]{},
 		problems:         map[Key][]Problem{},
 		demand:           newDemand(),
-		unreadable:       map[Key]struct{}{},
+		complaints:       map[Key][]Problem{},
 		hosts:            map[string]Node{},
 	}
 	s.current = s.empty()

@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-mesh/weft/cmd/weftd/cluster"
+	"github.com/weft-mesh/weft/deploy/release"
 	"github.com/weft-mesh/weft/envoy"
 	"github.com/weft-mesh/weft/mesh"
 	"github.com/weft-mesh/weft/xds"
@@ -20,6 +22,7 @@ type feed struct {
 	source source
 	store  *mesh.Store
 	server *xds.Server
+	events *cluster.Events // nil without a cluster
 	log    *slog.Logger
 
 	changed  atomic.Pointer[time.Time] // when the first change came that was not published yet
@@ -111,8 +114,13 @@ func (f *feed) collectors() []prometheus.Collector {
 	count := func(name, help string, n func(*mesh.Snapshot) int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(n(f.store.Current())) })
 	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "istio_build", Help: "Which control plane this is.",
+		ConstLabels: prometheus.Labels{"component": "pilot", "tag": release.Version()}})
+	build.Set(1)
 	return []prometheus.Collector{
 		f.triggers,
+		build,
+		count("pilot_virt_services", "VirtualServices that the mesh knows.", func(s *mesh.Snapshot) int { return s.Count("VirtualService") }),
 		count("pilot_services", "Services that the mesh knows.", func(s *mesh.Snapshot) int { return len(s.VisibleServices("")) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_problems", Help: "Parts of the configuration that could not be used; /debug/problemz lists them."},
 			func() float64 { return float64(len(f.problems())) }),

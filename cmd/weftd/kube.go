@@ -19,9 +19,12 @@ import (
 )
 
 // fromKube is a source that reads an API server.
-func fromKube(config *rest.Config, rootNamespace, meshConfigMap string, log *slog.Logger) source {
+func fromKube(config *rest.Config, rootNamespace, meshConfigMap string, events *cluster.Events, log *slog.Logger) source {
 	return func(ctx context.Context, store *mesh.Store, changing, loaded func()) error {
-		s, err := kube.New(kube.Config{REST: config, Store: store, RootNamespace: rootNamespace, MeshConfigMap: meshConfigMap, Changing: changing, Log: log})
+		s, err := kube.New(kube.Config{REST: config, Store: store, RootNamespace: rootNamespace, MeshConfigMap: meshConfigMap, Changing: changing, Log: log,
+			Held: func(h kube.Held) {
+				events.Warn(cluster.Warning{APIVersion: "v1", Kind: "Pod", Namespace: h.Namespace, Name: h.Pod, UID: h.UID, Reason: "ProxyNotReady", Message: h.Message, Times: h.Restarts})
+			}})
 		if err != nil {
 			return err
 		}
@@ -62,11 +65,11 @@ func (o *options) authorityStore(c *cluster.Cluster, log *slog.Logger) identity.
 }
 
 // source is what the mesh is read from.
-func (o *options) source(c *cluster.Cluster, log *slog.Logger) source {
+func (o *options) source(c *cluster.Cluster, events *cluster.Events, log *slog.Logger) source {
 	if c == nil {
 		return fromFiles(o.config, log)
 	}
-	return fromKube(c.REST(), o.rootNamespace, o.meshConfigMap(), log)
+	return fromKube(c.REST(), o.rootNamespace, o.meshConfigMap(), events, log)
 }
 
 // meshConfigMap is the name of the ConfigMap with the MeshConfig. In a cluster Istio has one for each revision.
@@ -78,7 +81,7 @@ func (o *options) meshConfigMap() string {
 }
 
 // lead does what only one replica may do, as long as this one is it.
-func (o *options) lead(ctx context.Context, c *cluster.Cluster, authority *identity.Authority, serving <-chan struct{}, log *slog.Logger) error {
+func (o *options) lead(ctx context.Context, c *cluster.Cluster, authority *identity.Authority, serving <-chan struct{}, events *cluster.Events, log *slog.Logger) error {
 	name := os.Getenv("POD_NAME")
 	if name == "" {
 		var err error
@@ -93,6 +96,7 @@ func (o *options) lead(ctx context.Context, c *cluster.Cluster, authority *ident
 		Authority: authority,
 		Services:  []string{"istiod", "istiod-" + o.revision},
 		Serving:   serving,
+		Events:    events,
 		Log:       log,
 	})
 }

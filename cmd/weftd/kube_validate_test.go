@@ -9,6 +9,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -88,6 +89,24 @@ func TestMistakesAreRefusedWhenTheyAreWritten(t *testing.T) {
 		return *get[admissionv1.ValidatingWebhookConfiguration](api.Client(), "", "istiod-default-validator").Webhooks[0].FailurePolicy == admissionv1.Fail
 	})
 	heard.take()
+	reason := func(kind, name string) string {
+		var list corev1.EventList
+		if err := c.List(t.Context(), &list, client.InNamespace("default")); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list.Items {
+			if e.InvolvedObject.Kind == kind && e.InvolvedObject.Name == name && e.InvolvedObject.UID != "" {
+				return e.Reason + ": " + e.Message
+			}
+		}
+		return ""
+	}
+	eventually(t, "the old mistake is an event of its object", func() bool {
+		return strings.HasPrefix(reason("VirtualService", "stale"), "CannotBeUsed: spec.http[0].match[0].uri.regex: ")
+	})
+	if log := r.log(); !strings.Contains(log, "VirtualService default/stale: spec.http[0].match[0].uri.regex: ") {
+		t.Errorf("the log:\n%s", log)
+	}
 
 	virtualService := func(name, http string) string {
 		return "apiVersion: networking.istio.io/v1beta1\nkind: VirtualService\nmetadata: {name: " + name + ", namespace: default}\nspec: {hosts: [reviews], http: [" + http + "]}"
@@ -139,7 +158,9 @@ func TestMistakesAreRefusedWhenTheyAreWritten(t *testing.T) {
 		}
 	}
 
-	// The old mistake is a problem with a name, and does not keep its object from being labelled or removed.
+	eventually(t, "a policy that nothing enforces is an event", func() bool { return strings.Contains(reason("AuthorizationPolicy", "p"), "NOT ENFORCED") })
+
+	// The old mistake does not keep its object from being labelled or removed.
 	old := raw(stale)
 	if err := c.Get(t.Context(), client.ObjectKeyFromObject(old), old); err != nil {
 		t.Fatal(err)

@@ -42,7 +42,7 @@ func (m monitoring) handler() http.Handler {
 	debug.Handle("GET /debug/", m.server.Debug())
 	debug.HandleFunc("GET /debug/problemz", func(w http.ResponseWriter, _ *http.Request) {
 		for _, p := range m.feed.problems() {
-			fmt.Fprintln(w, p)
+			fmt.Fprintln(w, p.text)
 		}
 	})
 	debug.HandleFunc("GET /debug/pprof/", pprof.Index)

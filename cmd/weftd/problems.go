@@ -3,26 +3,39 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
+
+	"github.com/weft-mesh/weft/cmd/weftd/cluster"
+	"github.com/weft-mesh/weft/mesh"
+	"github.com/weft-mesh/weft/mesh/kube"
 )
 
-// problems are parts of the user's configuration that could not be used.
-func (f *feed) problems() []string {
+// problem is a part of the user's configuration that could not be used.
+type problem struct {
+	ref  mesh.Ref
+	text string // beginning with the object
+}
+
+// said is what is wrong, without the object.
+func (p problem) said() string { return strings.TrimPrefix(p.text, p.ref.String()+": ") }
+
+func (f *feed) problems() []problem {
 	v := f.latest.Load()
 	if v == nil {
 		return nil
 	}
-	var out []string
+	var out []problem
 	for _, p := range v.snapshot.Problems() {
-		out = append(out, p.String())
+		out = append(out, problem{p.Ref, p.String()})
 	}
 	for _, p := range v.Problems() {
-		out = append(out, fmt.Sprintf("%s: %s: %s", p.Ref, p.Field, p.Message))
+		out = append(out, problem{p.Ref, fmt.Sprintf("%s: %s: %s", p.Ref, p.Field, p.Message)})
 	}
 	return out
 }
 
-// complain logs each problem once, until ctx ends. Problems come to light when a proxy needs what they are about, which
+// complain logs each problem once, and writes it as an event of its object, until ctx ends. Problems come to light when a proxy needs what they are about, which
 // may be long after the change. One that is seen only once is not worth a line: a VirtualService is often there a
 // moment before its DestinationRule.
 func (f *feed) complain(ctx context.Context) error {
@@ -39,11 +52,16 @@ func (f *feed) complain(ctx context.Context) error {
 		}
 		now := map[string]bool{}
 		for _, p := range f.problems() {
-			now[p] = true
-			if (seen[p] || ended) && !said[p] {
-				said[p] = true
-				f.log.Warn("configuration cannot be used as it is written", "problem", p)
+			now[p.text] = true
+			if !seen[p.text] && !ended {
+				continue
 			}
+			if !said[p.text] {
+				said[p.text] = true
+				f.log.Warn("configuration cannot be used as it is written", "problem", p.text)
+			}
+			f.events.Warn(cluster.Warning{APIVersion: kube.APIVersion(p.ref.Kind), Kind: p.ref.Kind, Namespace: p.ref.Namespace, Name: p.ref.Name,
+				UID: f.store.Current().UID(p.ref), Reason: "CannotBeUsed", Message: p.said()})
 		}
 		for p := range said {
 			if !now[p] {

@@ -82,7 +82,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("injection: %w", err)
 	}
-	feed := &feed{source: o.source(api, log), store: store, server: discovery, log: log, loaded: make(chan struct{})}
+	var events *cluster.Events
+	if api != nil {
+		events = api.NewEvents(log)
+	}
+	feed := &feed{source: o.source(api, events, log), store: store, server: discovery, events: events, log: log, loaded: make(chan struct{})}
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(discovery.Collectors()...)
@@ -95,6 +99,14 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		MinVersion:     tls.VersionTLS12,
 	}
 	group.Go(func() error { return authority.Run(ctx, log) })
+	group.Go(func() error {
+		select {
+		case <-feed.loaded:
+			log.Info("the mesh is loaded", "after", time.Since(began).Round(time.Millisecond))
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	group.Go(func() error { return feed.run(ctx) })
 	group.Go(func() error { return discovery.Serve(ctx, ports.xds, serving) })
 	if ports.plaintext != nil {
@@ -113,7 +125,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	group.Go(func() error { return o.followInjection(ctx, store, injector, log) })
 	group.Go(func() error { return serveHTTP(ctx, ports.monitoring, monitoring.handler()) })
 	if api != nil {
-		group.Go(func() error { return o.lead(during(ctx, asked), api, authority, feed.loaded, log) })
+		group.Go(func() error { return o.lead(during(ctx, asked), api, authority, feed.loaded, events, log) })
 	}
 	if o.drain > 0 {
 		group.Go(func() error {

@@ -104,8 +104,8 @@ func (d *definitions) run(ctx context.Context) {
 		d.stale = map[string]bool{}
 		d.mu.Unlock()
 		failed := false
-		for n := range names {
-			if m, ok := meshKindOf(n); ok && !d.check(ctx, m) {
+		for n, answer := range d.ask(ctx, names) {
+			if !d.check(ctx, answer) {
 				failed = true
 				d.mu.Lock()
 				d.stale[n] = true
@@ -121,10 +121,38 @@ func (d *definitions) run(ctx context.Context) {
 	}
 }
 
+// answer is the version of a kind that is to be read, or why the API server did not tell.
+type answer struct {
+	meshKind
+	version string
+	err     error
+}
+
+// ask reads definitions, all at once: at the start there are many, and nobody is served before.
+func (d *definitions) ask(ctx context.Context, names map[string]bool) map[string]answer {
+	out := make(map[string]answer, len(names))
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for n := range names {
+		m, ok := meshKindOf(n)
+		if !ok {
+			continue
+		}
+		all.Go(func() {
+			version, err := d.source.server.served(ctx, m)
+			mu.Lock()
+			defer mu.Unlock()
+			out[n] = answer{m, version, err}
+		})
+	}
+	all.Wait()
+	return out
+}
+
 // check brings the follower of a kind in line with its definition. It reports false when the API
 // server did not tell.
-func (d *definitions) check(ctx context.Context, m meshKind) bool {
-	version, err := d.source.server.served(ctx, m)
+func (d *definitions) check(ctx context.Context, m answer) bool {
+	version, err := m.version, m.err
 	if apierrors.IsNotFound(err) {
 		version, err = "", nil
 	}

@@ -19,6 +19,7 @@ func (k *sink) lean(in any) any {
 	case *metav1.PartialObjectMetadata:
 		return s.leanMetadata(k.kind, o)
 	case *corev1.Pod:
+		s.held(o)
 		return s.leanPod(o)
 	case *corev1.Node:
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: o.Name, Labels: topology(o.Labels)}, Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/mesh"
+	"github.com/weft-mesh/weft/mesh/manifest"
 )
 
 // name is that of an object within its kind.
@@ -27,14 +28,14 @@ type sink struct {
 
 	inMesh map[name]struct{}
 	kept   map[name]runtime.Object // in namespaces that are not selected
-	unread map[name]struct{}       // what could not be decoded the last time
+	wrong  map[name]struct{}       // what was complained of the last time
 	again  func()                  // lists anew
 }
 
 var _ cache.TransformingStore = (*sink)(nil)
 
 func newSink(s *Source, k kind) *sink {
-	return &sink{source: s, kind: k.name, selected: k.selected, synced: make(chan struct{}), inMesh: map[name]struct{}{}, kept: map[name]runtime.Object{}, unread: map[name]struct{}{}, again: func() {}}
+	return &sink{source: s, kind: k.name, selected: k.selected, synced: make(chan struct{}), inMesh: map[name]struct{}{}, kept: map[name]runtime.Object{}, wrong: map[name]struct{}{}, again: func() {}}
 }
 
 // Transformer lets the reflector drop what is not used while a list still streams in.
@@ -101,7 +102,7 @@ func (k *sink) Replace(list []any, _ string) error {
 			k.drop(n, &c)
 		}
 	}
-	for n := range k.unread {
+	for n := range k.wrong {
 		if _, ok := listed[n]; !ok {
 			k.drop(n, &c)
 		}
@@ -125,12 +126,9 @@ func (k *sink) take(o any, c *change) error {
 	}
 	if u, ok := o.(*unreadable); ok {
 		// What it replaces stays in force, as for a file that cannot be read.
-		k.unread[n] = struct{}{}
-		k.source.config.Changing()
-		k.source.config.Store.Unreadable(mesh.Key{Kind: k.kind, Namespace: n.namespace, Name: n.name}, "cannot be read, and is not used; what it replaces stays in force: "+u.err.Error())
+		k.complain(n, mesh.Problem{Message: "cannot be read, and is not used; what it replaces stays in force: " + u.err.Error()})
 		return nil
 	}
-	delete(k.unread, n)
 	object, ok := o.(runtime.Object)
 	if !ok {
 		return fmt.Errorf("%T is not an object of the API", o)
@@ -139,11 +137,36 @@ func (k *sink) take(o any, c *change) error {
 		delete(k.kept, n)
 		k.inMesh[n] = struct{}{}
 		c.apply = append(c.apply, mesh.Object{Object: object})
+		k.complain(n, mistakes(k.kind, object)...)
 		return nil
 	}
 	k.remove(n, c)
 	k.kept[n] = object
 	return nil
+}
+
+// complain says what is wrong with an object, which is used as far as it can be, or that nothing is any more.
+func (k *sink) complain(n name, problems ...mesh.Problem) {
+	_, before := k.wrong[n]
+	if len(problems) == 0 && !before {
+		return
+	}
+	delete(k.wrong, n)
+	key := mesh.Key{Kind: k.kind, Namespace: n.namespace, Name: n.name}
+	for i := range problems {
+		k.wrong[n] = struct{}{}
+		problems[i].Ref = mesh.Ref{Kind: key.Kind, Namespace: key.Namespace, Name: key.Name}
+	}
+	k.source.config.Changing()
+	k.source.config.Store.Complain(key, problems...)
+}
+
+// mistakes are those that validation finds, in an object that may have been stored without it: by an older release, or while the webhook was not there.
+func mistakes(kind string, o runtime.Object) (out []mesh.Problem) {
+	for _, e := range manifest.Mistakes(kind, o) {
+		out = append(out, mesh.Problem{Field: e.Field, Message: e.Message})
+	}
+	return out
 }
 
 func (k *sink) drop(n name, c *change) {
@@ -158,9 +181,9 @@ func (k *sink) drop(n name, c *change) {
 // remove takes an object out of the mesh.
 func (k *sink) remove(n name, c *change) {
 	_, in := k.inMesh[n]
-	if _, broken := k.unread[n]; in || broken {
+	if _, wrong := k.wrong[n]; in || wrong {
 		delete(k.inMesh, n)
-		delete(k.unread, n)
+		delete(k.wrong, n)
 		c.remove = append(c.remove, mesh.Key{Kind: k.kind, Namespace: n.namespace, Name: n.name})
 	}
 }
@@ -170,7 +193,7 @@ func (k *sink) clear() {
 	for n := range k.inMesh {
 		k.drop(n, &c)
 	}
-	for n := range k.unread {
+	for n := range k.wrong {
 		k.drop(n, &c)
 	}
 	clear(k.kept)

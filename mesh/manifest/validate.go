@@ -38,6 +38,20 @@ func validate(o runtime.Object) []mistake {
 	return c.mistakes
 }
 
+// Mistakes finds in a typed object of a kind what its documentation forbids and its schema cannot say, and whether it has no effect at all. It is
+// for objects that did not come through Decode.
+func Mistakes(kind string, o runtime.Object) (out []*Error) {
+	if why, ok := withoutEffect[kind]; ok {
+		out = append(out, &Error{Message: why})
+	}
+	for _, m := range validate(o) {
+		if !m.warning {
+			out = append(out, &Error{Field: m.field, Message: m.message})
+		}
+	}
+	return out
+}
+
 // withoutEffect are kinds that are read and checked, and that nothing acts on yet. Nobody may believe that they are in force.
 var withoutEffect = map[string]string{
 	"AuthorizationPolicy":   "is NOT ENFORCED by this version of weft: what it denies is let through",

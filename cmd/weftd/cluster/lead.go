@@ -23,6 +23,7 @@ type Leadership struct {
 	Authority *identity.Authority
 	Services  []string        // names of the control plane's Services, which webhook configurations refer to
 	Serving   <-chan struct{} // closed when this replica answers the webhooks
+	Events    *Events
 	Log       *slog.Logger
 }
 
@@ -54,6 +55,7 @@ func (c *Cluster) Lead(ctx context.Context, l Leadership) error {
 					l.Log.Info("this replica leads", "lease", lock.LeaseMeta.Name)
 					work.Go(func() { c.keepRoots(ctx, l) })
 					work.Go(func() { c.keepBundles(ctx, l) })
+					work.Go(func() { l.Events.run(ctx) })
 				},
 				OnStoppedLeading: func() {
 					if ctx.Err() == nil {
