@@ -2,6 +2,7 @@ package deploy_test
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"github.com/weft-mesh/weft/deploy"
 	"github.com/weft-mesh/weft/e2e/kit"
 	"github.com/weft-mesh/weft/mesh"
+	"github.com/weft-mesh/weft/webhook"
 )
 
 func TestMain(m *testing.M) { os.Exit(kit.PrivateNetwork(m)) }
@@ -345,5 +347,45 @@ func TestTheAgentTakesEverythingBackWithTheFlagsItHad(t *testing.T) {
 	}
 	if n := after.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable.String(); n != "100%" {
 		t.Errorf("it goes from node to node, %s at a time", n)
+	}
+}
+
+func TestTheInjectorUnderstandsItsConfigMap(t *testing.T) {
+	for _, values := range append(variants[deploy.Istiod], `
+global: {network: 1, multiCluster: {clusterName: 2}, proxy: {excludeInboundPorts: 8080, includeInboundPorts: 15021, excludeIPRanges: 10.0.0.0/8}}`) {
+		r := render(t, deploy.Istiod, values)
+		for _, o := range objects(t, r) {
+			if o.GetKind() != "ConfigMap" || !strings.HasPrefix(o.GetName(), "istio-sidecar-injector") {
+				continue
+			}
+			m := object[corev1.ConfigMap](t, r, "ConfigMap", o.GetName())
+			options, err := webhook.ReadOptions(webhook.Options{}, []byte(m.Data["values"]), []byte(m.Data["config"]))
+			if err != nil {
+				t.Errorf("with %s\n%v", values, err)
+			} else if options.Policy != webhook.PolicyEnabled || options.WeftImage != "docker.io/weftmesh/weft:dev" || options.Resources == nil {
+				t.Errorf("with %s\ngot %+v", values, options)
+			}
+		}
+	}
+}
+
+var update = flag.Bool("update", false, "rewrite testdata")
+
+// What a reviewer of a change sees: the charts with their defaults.
+func TestGolden(t *testing.T) {
+	for _, chart := range []string{deploy.Istiod, deploy.CNI, deploy.Gateway} {
+		file, got := "testdata/"+chart+".yaml", render(t, chart, "{}").YAML()
+		if *update {
+			if err := os.WriteFile(file, got, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("chart %s; go test ./deploy -update takes it as it is\n%s", chart, diff)
+		}
 	}
 }
