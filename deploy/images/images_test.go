@@ -154,6 +154,31 @@ func checkImage(t *testing.T, img v1.Image, p v1.Platform) {
 	}
 }
 
+func TestAFileThatChangesWhileItsImageIsWrittenIsNoticed(t *testing.T) {
+	s := spec(t, amd64)
+	img, err := Build(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := read(t, s.Files[0].From)
+	b[0]++
+	if err := os.WriteFile(s.Files[0].From, b, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := layers[0].Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(io.Discard, r); err == nil || !strings.Contains(err.Error(), "changed") {
+		t.Errorf("got %v: the layer does not have the digest that its manifest says", err)
+	}
+}
+
 func TestALayoutHasAllPlatforms(t *testing.T) {
 	dir := t.TempDir()
 	a, b := spec(t, amd64), spec(t, arm64)

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -67,9 +68,17 @@ func (l *layer) Compressed() (io.ReadCloser, error) {
 	return l.Uncompressed()
 }
 
+// Uncompressed reads the files again, and fails at the end when they are not those that the digest was made of.
 func (l *layer) Uncompressed() (io.ReadCloser, error) {
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(writeLayer(w, l.entries)) }()
+	go func() {
+		again := sha256.New()
+		err := writeLayer(io.MultiWriter(w, again), l.entries)
+		if err == nil && sum(again) != l.diffID {
+			err = errors.New("a file was changed while its image was written; build it again")
+		}
+		w.CloseWithError(err)
+	}()
 	return r, nil
 }
 

@@ -60,6 +60,11 @@ func (o options) run(ctx context.Context) error {
 	if o.hostOnly && o.push != "" {
 		return fmt.Errorf("--host-only and --push exclude each other: what is pushed is for all platforms")
 	}
+	unlock, err := lock(o.out)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	host := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 	spec, err := o.image(ctx, host)
 	if err != nil {
@@ -105,6 +110,22 @@ func (o options) run(ctx context.Context) error {
 		fmt.Printf("%s@%s\n", o.push, digest)
 	}
 	return err
+}
+
+// lock waits for another build that writes to the same directory.
+func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
 }
 
 func say(file, ref string, began time.Time) {
