@@ -46,7 +46,8 @@ func newWeft() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(newInstall(), newVerifyInstall(), newKubeInject(), newCheckInject(), newSandbox(), newVersion())
+	cmd.AddCommand(newInstall(), newUpgrade(), newUninstall(), newVerifyInstall(), newPrecheck(), newProfile(), newManifest(), newTag(), newRevision(), newExperimental(),
+		newKubeInject(), newCheckInject(), newSandbox(), newVersion())
 	return cmd
 }
 

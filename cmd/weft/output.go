@@ -13,12 +13,12 @@ import (
 
 // addOutput gives a verb the flag -o with the formats that it has.
 func addOutput(cmd *cobra.Command, into *string, preset string, formats ...string) {
-	cmd.Flags().StringVarP(into, "output", "o", preset, strings.Join(formats[:len(formats)-1], ", ")+" or "+formats[len(formats)-1])
+	cmd.Flags().StringVarP(into, "output", "o", preset, orList(formats))
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // fails only when the flag is unknown or registered twice
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !slices.Contains(formats, *into) {
-			return fmt.Errorf("--output is %q, want %s", *into, strings.Join(formats, ", "))
+			return fmt.Errorf("--output is %q, want %s", *into, orList(formats))
 		}
 		return run(cmd, args)
 	}
@@ -36,4 +36,10 @@ func printData(out io.Writer, format string, v any) error {
 		_, err = out.Write(b)
 	}
 	return err
+}
+
+// orList gives "table, json or yaml"; the empty format, a verb's own, is left out.
+func orList(formats []string) string {
+	formats = slices.DeleteFunc(slices.Clone(formats), func(f string) bool { return f == "" })
+	return strings.Join(formats[:len(formats)-1], ", ") + " or " + formats[len(formats)-1]
 }

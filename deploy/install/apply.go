@@ -176,6 +176,11 @@ func (c *Cluster) stage(ctx context.Context, p *Plan, components []string, o Opt
 				o.Progress.Failed(component, time.Since(w.begun))
 				return c.unreachable(err)
 			}
+			if !o.DryRun {
+				if err := c.scaleUp(ctx, rel.Manifest, r.Namespace); err != nil {
+					return fmt.Errorf("%s: %w", component, err)
+				}
+			}
 			out.Releases = append(out.Releases, rel)
 			w.manifests = append(w.manifests, rel.Manifest)
 		}
