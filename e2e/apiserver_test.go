@@ -1,37 +1,15 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/weft-mesh/weft/e2e/kubernetes/node"
 )
-
-// clusterProcess returns the PID of a program of the cluster's own, kube-apiserver for example.
-func clusterProcess(t *testing.T, c *Cluster, program string) int {
-	t.Helper()
-	d, err := node.Describe(c.dir())
-	if err != nil {
-		t.Skipf("%s of this cluster cannot be stopped from here: %v", program, err)
-	}
-	want, err := os.Stat(d.NetNS)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pids, err := processes(program, func(dir string) bool {
-		ns, err := os.Stat(dir + "/ns/net")
-		return err == nil && os.SameFile(ns, want)
-	})
-	if err != nil || len(pids) != 1 {
-		t.Fatalf("%s: PIDs %v, want one (%v)", program, pids, err)
-	}
-	return pids[0]
-}
 
 // TestTrafficOutlivesTheAPIServer: it answers nobody for a minute, which is worse than refusing connections.
 func TestTrafficOutlivesTheAPIServer(t *testing.T) {
@@ -40,22 +18,26 @@ func TestTrafficOutlivesTheAPIServer(t *testing.T) {
 	ns.Deploy(App{Name: "echo", Version: "v1"}, App{Name: "echo", Version: "v2"})
 	ns.Apply(subsets("echo", []string{"v1", "v2"}))
 	ns.Apply(virtualService("echo", fmt.Sprintf(weighted, 50, 50)))
+	dir := c.dir()
+	if _, err := node.Describe(dir); err != nil {
+		t.Skipf("the API server of this cluster cannot be stopped from here: %v", err)
+	}
 	// exec goes through the API server, so the load is a Job and its log is read later.
 	ns.Apply(job("load", "containers: ["+container("app", `call, "-lean", "-for", "75s", "-rate", "40", "-c", "4", "http://echo/"`)+"]"))
 	Eventually(t, "the load runs", func() error { return ns.ready("app=load", 1) })
-
-	frozen := []int{clusterProcess(t, c, "kube-apiserver")}
-	signal := func(sig syscall.Signal) {
-		for _, pid := range frozen {
-			if err := syscall.Kill(pid, sig); err != nil {
-				t.Error(err)
-			}
+	resume := func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := node.Start(ctx, dir, "kube-apiserver"); err != nil {
+			t.Error(err)
 		}
 	}
-	defer signal(syscall.SIGCONT)
-	signal(syscall.SIGSTOP)
+	t.Cleanup(resume) // whatever happens
+	if err := node.Pause(t.Context(), dir, "kube-apiserver"); err != nil {
+		t.Fatal(err)
+	}
 	<-time.After(60 * time.Second) // the outage itself
-	signal(syscall.SIGCONT)
+	resume()
 	Eventually(t, "the API server answers", func() error {
 		_, err := ns.TryKubectl("get", "pods", "--request-timeout=5s")
 		return err

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestProbesOfEveryKindUnderStrict: kubelet has no certificate of the mesh, and every kind of probe and hook
+// TestProbesOfEveryKindUnderStrict: kubelet has no certificate of the mesh, and every kind of probe
 // works, and asks the app itself.
 func TestProbesOfEveryKindUnderStrict(t *testing.T) {
 	ns := meshed(t)
@@ -22,8 +22,7 @@ func TestProbesOfEveryKindUnderStrict(t *testing.T) {
 	const every = "periodSeconds: 1, timeoutSeconds: 2"
 	apps := map[string]string{
 		"http": probed("http", "ports: [{name: web, containerPort: 8080}]", "startupProbe: {httpGet: {path: /healthz, port: web}, "+every+"}",
-			"readinessProbe: {httpGet: {path: /healthz, port: 8080, httpHeaders: [{name: X-From, value: kubelet}]}, "+every+"}", "livenessProbe: {httpGet: {path: /status/204, port: 8080}, "+every+"}",
-			"lifecycle: {postStart: {httpGet: {path: /started, port: 8080}}}"),
+			"readinessProbe: {httpGet: {path: /healthz, port: 8080, httpHeaders: [{name: X-From, value: kubelet}]}, "+every+"}", "livenessProbe: {httpGet: {path: /status/204, port: 8080}, "+every+"}"),
 		"tcp":  probed("tcp", "startupProbe: {tcpSocket: {port: 9001}, "+every+"}", "readinessProbe: {tcpSocket: {port: 8080}, "+every+"}", "livenessProbe: {tcpSocket: {port: 9002}, "+every+"}"),
 		"grpc": probed("grpc", "startupProbe: {grpc: {port: 9000}, "+every+"}", "readinessProbe: {grpc: {port: 9000}, "+every+"}", "livenessProbe: {grpc: {port: 9000}, "+every+"}"),
 		"exec": probed("exec", `readinessProbe: {exec: {command: [testapp, call, "-fail", "http://127.0.0.1:8080/healthz"]}, `+every+"}"),
