@@ -38,7 +38,7 @@ func (c *cluster) program(name string) (Program, error) {
 		p.Args = []string{kube(name), "--kubeconfig=" + c.pki(name+".kubeconfig"), "--use-service-account-credentials", "--leader-elect=false", "--bind-address=127.0.0.1",
 			"--service-account-private-key-file=" + c.pki("service-accounts.key"), "--root-ca-file=" + c.pki("ca.crt"),
 			"--cluster-signing-cert-file=" + c.pki("ca.crt"), "--cluster-signing-key-file=" + c.pki("ca.key"),
-			"--allocate-node-cidrs", "--cluster-cidr=" + c.podCIDRs(), "--service-cluster-ip-range=" + c.serviceCIDRs()}
+			"--flex-volume-plugin-dir=/var/lib/kubelet/volumeplugins", "--allocate-node-cidrs", "--cluster-cidr=" + c.podCIDRs(), "--service-cluster-ip-range=" + c.serviceCIDRs()}
 	case "kube-scheduler":
 		p.Args = []string{kube(name), "--kubeconfig=" + c.pki(name+".kubeconfig"), "--leader-elect=false", "--bind-address=127.0.0.1"}
 	case "kube-proxy":
@@ -96,6 +96,7 @@ failSwapOn: false
 localStorageCapacityIsolation: false
 containerRuntimeEndpoint: unix://%s
 resolvConf: %s
+volumePluginDir: /var/lib/kubelet/volumeplugins
 clusterDomain: cluster.local
 clusterDNS: [%s]
 authentication:

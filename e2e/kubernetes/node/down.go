@@ -67,7 +67,7 @@ func clean(name string, l layout, keep bool) error {
 	if !keep {
 		return removeAll(l)
 	}
-	for _, gone := range []string{"kubelet", "init.sock", "node.json", "fs"} {
+	for _, gone := range []string{"kubelet", "init.sock", "node.json", "fs", "varlog"} {
 		if err := os.RemoveAll(l.path(gone)); err != nil {
 			return err
 		}
@@ -78,7 +78,7 @@ func clean(name string, l layout, keep bool) error {
 // removeAll removes the cluster's directory, but only what is ours: the directory may be one that the user gave.
 func removeAll(l layout) error {
 	ours := []string{"cni", "containerd", "containerd.toml", "ctr", "enter", "etcd", "flannel", "fs", "init.sock", "kubeconfig", "kubectl", "kubectl-cache",
-		"kubelet", "kubelet.yaml", "log", "node.json", "pki", "resolv.conf", "run", "serviceaccount", "spec.json"}
+		"kubelet", "kubelet.yaml", "log", "node.json", "pki", "resolv.conf", "run", "serviceaccount", "spec.json", "varlog"}
 	for _, name := range slices.Sorted(slices.Values(ours)) {
 		if err := os.RemoveAll(l.path(name)); err != nil {
 			return err
