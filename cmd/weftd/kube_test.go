@@ -44,8 +44,14 @@ type replica struct {
 // startReplica runs weftd with the rights that deploy/ gives it and no others.
 func startReplica(t testing.TB, api *kubernetes.APIServer, base int, args ...string) *replica {
 	t.Helper()
+	return startReplicaAs(t, api, "istiod", base, args...)
+}
+
+// startReplicaAs is startReplica with the rights of another service account: that of a revision.
+func startReplicaAs(t testing.TB, api *kubernetes.APIServer, account string, base int, args ...string) *replica {
+	t.Helper()
 	r := &replica{t: t, base: base, done: make(chan struct{})}
-	kubeconfig := api.Kubeconfig(api.Token("istio-system", "istiod", "", ""))
+	kubeconfig := api.Kubeconfig(api.Token("istio-system", account, "", ""))
 	r.cmd = exec.Command(kit.Program(t, "weftd"), append([]string{"--kube", "--kubeconfig", kubeconfig,
 		"--xds-address", r.address(12), "--plaintext-xds-address", r.address(10), "--monitoring-address", r.address(14), "--webhook-address", r.address(17)}, args...)...)
 	r.logs = filepath.Join(t.TempDir(), "log")
