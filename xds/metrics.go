@@ -14,6 +14,7 @@ import (
 type metrics struct {
 	byType      [envoy.NumTypes]typeMetrics
 	vectors     []prometheus.Collector
+	queue       prometheus.Histogram
 	convergence prometheus.Histogram
 	send        prometheus.Histogram
 	timeouts    prometheus.Counter
@@ -26,7 +27,7 @@ type metrics struct {
 
 type typeMetrics struct {
 	pushes, rejects, sent, removed, kept, bytes prometheus.Counter
-	size                                        prometheus.Observer
+	size, took                                  prometheus.Observer
 }
 
 func newMetrics(s *Server) *metrics {
@@ -46,7 +47,15 @@ func newMetrics(s *Server) *metrics {
 		Name: "pilot_xds_config_size_bytes", Help: "Size of responses, by type.",
 		Buckets: []float64{1, 10000, 1000000, 4000000, 10000000, 40000000},
 	}, []string{"type"})
+	took := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "pilot_xds_push_time", Help: "Seconds that writing one response took, by type.",
+		Buckets: []float64{.001, .01, .1, 1, 3, 5, 10, 20, 30},
+	}, []string{"type"})
 	m := &metrics{
+		queue: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "pilot_proxy_queue_time", Help: "Seconds from a change until the work for a proxy begins.",
+			Buckets: []float64{.01, .1, .5, 1, 3, 5, 10, 20, 30},
+		}),
 		convergence: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "pilot_proxy_convergence_time", Help: "Seconds from a change until a proxy has confirmed it.",
 			Buckets: []float64{.01, .03, .1, .5, 1, 3, 5, 10, 20, 30},
@@ -67,10 +76,10 @@ func newMetrics(s *Server) *metrics {
 		m.byType[t] = typeMetrics{
 			pushes: pushes.WithLabelValues(l), rejects: rejects.WithLabelValues(l), sent: sent.WithLabelValues(l),
 			removed: removed.WithLabelValues(l), kept: kept.WithLabelValues(l), bytes: bytes.WithLabelValues(l),
-			size: size.WithLabelValues(l),
+			size: size.WithLabelValues(l), took: took.WithLabelValues(l),
 		}
 	}
-	m.vectors = []prometheus.Collector{pushes, rejects, sent, removed, kept, bytes, size, m.convergence, m.send,
+	m.vectors = []prometheus.Collector{pushes, rejects, sent, removed, kept, bytes, size, took, m.queue, m.convergence, m.send,
 		m.timeouts, m.unknown, m.failures, m.requests, m.issued, m.signErrors, connections{s}}
 	if a := s.config.Authority; a != nil {
 		m.vectors = append(m.vectors,
@@ -95,11 +104,13 @@ func (m *metrics) sentResponse(f *frame, took time.Duration) {
 	t.removed.Add(float64(len(f.info.removed)))
 	t.bytes.Add(float64(size))
 	t.size.Observe(float64(size))
+	t.took.Observe(took.Seconds())
 	m.send.Observe(took.Seconds())
 }
 
 func (m *metrics) rejected(t envoy.Type)         { m.byType[t].rejects.Inc() }
 func (m *metrics) unchanged(t envoy.Type, n int) { m.byType[t].kept.Add(float64(n)) }
+func (m *metrics) waited(d time.Duration)        { m.queue.Observe(d.Seconds()) }
 func (m *metrics) converged(d time.Duration)     { m.convergence.Observe(d.Seconds()) }
 func (m *metrics) writeTimeout()                 { m.timeouts.Inc() }
 func (m *metrics) unknownType()                  { m.unknown.Inc() }

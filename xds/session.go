@@ -230,6 +230,7 @@ func (s *session) refresh() error {
 	}
 	s.sets = sets
 	s.arrange()
+	s.server.metrics.waited(time.Since(p.since))
 	if s.changed.IsZero() {
 		s.changed = p.since
 	}

@@ -29,6 +29,7 @@ type feed struct {
 	loaded   chan struct{}             // closed when everything was read once
 	latest   atomic.Pointer[view]
 	triggers *prometheus.CounterVec
+	inbound  *prometheus.CounterVec
 }
 
 // source keeps a store as the user wants the mesh, until ctx ends. It calls changing before it changes the
@@ -81,6 +82,9 @@ func (f *feed) publish(u mesh.Update) {
 	for kind := range kinds(u.Changes) {
 		f.triggers.WithLabelValues(kind).Inc()
 	}
+	for k := range u.Changes.All() {
+		f.inbound.WithLabelValues(inbound(k.Kind)).Inc()
+	}
 	var previous *envoy.World
 	if v := f.latest.Load(); v != nil {
 		previous = v.World
@@ -109,16 +113,29 @@ func kinds(c mesh.ChangeSet) map[string]bool {
 	return out
 }
 
+// inbound is Istio's word for the kind of an object that changed.
+func inbound(kind string) string {
+	switch kind {
+	case mesh.KindEndpoints, "EndpointSlice", "Pod", "Node":
+		return "eds"
+	case "Service":
+		return "svc"
+	}
+	return "config"
+}
+
 func (f *feed) collectors() []prometheus.Collector {
 	f.triggers = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pilot_push_triggers", Help: "Publications, by the kind of change that led to them."}, []string{"type"})
 	count := func(name, help string, n func(*mesh.Snapshot) int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(n(f.store.Current())) })
 	}
+	f.inbound = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pilot_inbound_updates", Help: "Objects that changed, by kind."}, []string{"type"})
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "istio_build", Help: "Which control plane this is.",
 		ConstLabels: prometheus.Labels{"component": "pilot", "tag": release.Version()}})
 	build.Set(1)
 	return []prometheus.Collector{
 		f.triggers,
+		f.inbound,
 		build,
 		count("pilot_virt_services", "VirtualServices that the mesh knows.", func(s *mesh.Snapshot) int { return s.Count("VirtualService") }),
 		count("pilot_services", "Services that the mesh knows.", func(s *mesh.Snapshot) int { return len(s.VisibleServices("")) }),
