@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-mesh/weft/e2e/kubernetes/node"
 	"github.com/weft-mesh/weft/e2e/kubernetes/programs"
@@ -32,11 +33,38 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{Use: "cluster", Short: "Run real Kubernetes nodes on this machine, without Docker", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(up(), down(), load(), status(), start(), stopCommand(), pause())
+	root.AddCommand(build(), up(), down(), load(), status(), start(), stopCommand(), pause())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "cluster: "+err.Error())
 		os.Exit(1)
 	}
+}
+
+func build() *cobra.Command {
+	var versions []string
+	cmd := &cobra.Command{Use: "build", Short: "Build what clusters run, into bin/, and start none", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			b, err := programs.New(cmd.OutOrStdout())
+			if err != nil {
+				return err
+			}
+			group, ctx := errgroup.WithContext(cmd.Context())
+			for _, version := range versions {
+				for _, network := range node.Networks {
+					group.Go(func() error {
+						_, err := b.Node(ctx, node.Spec{Version: version, Network: network})
+						return err
+					})
+				}
+			}
+			group.Go(func() error {
+				_, err := b.TestImages(ctx)
+				return err
+			})
+			return group.Wait()
+		}}
+	cmd.Flags().StringSliceVar(&versions, "version", []string{"1.36.3", "1.37.1"}, "of Kubernetes")
+	return cmd
 }
 
 func up() *cobra.Command {

@@ -64,7 +64,8 @@ func (c *cluster) program(name string) (Program, error) {
 		p.Args = []string{c.bins.Flanneld, "--kube-subnet-mgr", "--kubeconfig-file=" + c.pki("flannel.kubeconfig"), "--iface=node0",
 			"--net-config-path=/run/flannel/net-conf.json", "--subnet-file=/run/flannel/subnet.env"}
 	case "multus":
-		p.Env = append(p.Env, "KUBERNETES_SERVICE_HOST="+NodeIP, "KUBERNETES_SERVICE_PORT=6443")
+		// It puts every host into brackets, which Go takes around IPv6 addresses only: the same address, written as one of those.
+		p.Env = append(p.Env, "KUBERNETES_SERVICE_HOST=::ffff:"+NodeIP, "KUBERNETES_SERVICE_PORT=6443")
 		p.Args = []string{filepath.Join(c.bins.Multus, "thin_entrypoint"), "--multus-bin-file=" + filepath.Join(c.bins.Multus, "multus"),
 			"--cni-bin-dir=" + cniBinDir, "--cni-conf-dir=" + cniConfDir, "--multus-autoconfig-dir=" + cniConfDir, "--multus-cni-conf-dir=/etc/cni/multus/net.d",
 			"--multus-conf-file=auto", "--cleanup-config-on-exit"} // which also makes it watch

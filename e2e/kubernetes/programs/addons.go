@@ -7,19 +7,14 @@ import (
 	"strings"
 )
 
-// cniModule is where the reference plugins are; its version is the one in our go.mod.
-const cniModule = "github.com/containernetworking/plugins/plugins"
-
-var cniPlugins = []string{"main/bridge", "main/ptp", "main/loopback", "ipam/host-local", "meta/portmap", "meta/bandwidth"}
-
-// CNI makes the reference network plugins.
+// CNI makes the reference network plugins, as the Makefile says, in the version of our go.mod.
 func (b *Builder) CNI(ctx context.Context) (dir string, err error) {
-	dir = b.path("bin", "cni")
-	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/"}
-	for _, p := range cniPlugins {
-		args = append(args, cniModule+"/"+p)
+	unlock, err := b.lock(ctx, "cni")
+	if err != nil {
+		return "", err
 	}
-	return dir, b.run(ctx, b.root, nil, "go", args...)
+	defer unlock()
+	return b.path("bin", "cni"), b.run(ctx, b.root, nil, "make", "-s", "bin/cni/portmap")
 }
 
 // coreDNS makes the cluster's name server, with only the plugins that our Corefile has: the real one, for a quarter of the

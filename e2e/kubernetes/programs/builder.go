@@ -62,10 +62,7 @@ func (b *Builder) run(ctx context.Context, dir string, env []string, command str
 // once makes what stands below bin/NAME in a version, unless a stamp says that it is there. Others that want the same wait meanwhile.
 func (b *Builder) once(ctx context.Context, name, version string, f func(dir string) error) (string, error) {
 	dir := b.path("bin", name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	unlock, err := b.lock(ctx, filepath.Join(dir, ".lock"))
+	unlock, err := b.lock(ctx, name)
 	if err != nil {
 		return "", err
 	}
@@ -83,8 +80,13 @@ func (b *Builder) once(ctx context.Context, name, version string, f func(dir str
 	return dir, os.WriteFile(stamp, []byte(version), 0o644)
 }
 
-// lock holds a file against other processes.
-func (b *Builder) lock(ctx context.Context, path string) (unlock func(), err error) {
+// lock holds bin/NAME against others that would make it.
+func (b *Builder) lock(ctx context.Context, name string) (unlock func(), err error) {
+	dir := b.path("bin", name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, ".lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
@@ -100,7 +102,7 @@ func (b *Builder) lock(ctx context.Context, path string) (unlock func(), err err
 		}
 		if !said {
 			said = true
-			fmt.Fprintf(b.out, "          waiting for another process that makes %s\n", filepath.Dir(path))
+			fmt.Fprintf(b.out, "          waiting for another that makes bin/%s\n", name)
 		}
 		select {
 		case <-ctx.Done():
@@ -110,14 +112,7 @@ func (b *Builder) lock(ctx context.Context, path string) (unlock func(), err err
 	}
 }
 
+// envoy fetches the pinned Envoy when it is not there.
 func (b *Builder) envoy(ctx context.Context) error {
-	if _, err := os.Stat(b.path("bin", "envoy")); err == nil {
-		return nil
-	}
-	began := time.Now()
-	if err := b.run(ctx, b.root, nil, b.path("e2e/kit/fetch-envoy.sh"), "bin/envoy"); err != nil {
-		return err
-	}
-	b.say(began, "bin/envoy")
-	return nil
+	return b.run(ctx, b.root, nil, "make", "-s", "bin/envoy")
 }

@@ -79,14 +79,17 @@ func (b *Builder) debian(ctx context.Context, dir string, packages ...string) er
 	return nil
 }
 
-// netfilter returns the directory of iptables and its libraries, and nothing where the machine has its own.
+// netfilter returns the directory of iptables, nft and their libraries, and nothing where the machine has its own.
 func (b *Builder) netfilter(ctx context.Context) (dir string, err error) {
-	if _, err := exec.LookPath("iptables"); err == nil {
+	_, noIptables := exec.LookPath("iptables")
+	_, noNft := exec.LookPath("nft")
+	if noIptables == nil && noNft == nil {
 		return "", nil
 	}
-	dir = b.path("bin", "netfilter")
-	if _, err := os.Stat(filepath.Join(dir, "complete")); err == nil {
-		return dir, nil
+	unlock, err := b.lock(ctx, "netfilter")
+	if err != nil {
+		return "", err
 	}
-	return dir, b.run(ctx, b.root, nil, b.path("e2e/kit/fetch-netfilter.sh"), "bin/netfilter")
+	defer unlock()
+	return b.path("bin", "netfilter"), b.run(ctx, b.root, nil, "make", "-s", "bin/netfilter/complete")
 }

@@ -35,6 +35,11 @@ var testImages = []testImage{
 // TestImages makes the archives of what runs beside the mesh in tests: pause, Envoy, the test program and the samples. It
 // returns their paths.
 func (b *Builder) TestImages(ctx context.Context) ([]string, error) {
+	unlock, err := b.lock(ctx, "images/programs")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	began := time.Now()
 	if err := b.envoy(ctx); err != nil {
 		return nil, err
