@@ -279,7 +279,8 @@ func TestVirtualServicesRuleTheAppsRequests(t *testing.T) {
 		t.Errorf("redirect: %v", res)
 	}
 	start := time.Now()
-	if got := w.visit("/late"); !strings.HasPrefix(got, "200") || time.Since(start) < 300*time.Millisecond {
+	// Envoy's timers count from the beginning of the event loop's turn, which may be some milliseconds ago on a busy machine.
+	if got := w.visit("/late"); !strings.HasPrefix(got, "200") || time.Since(start) < 270*time.Millisecond {
 		t.Errorf("delay: %s after %s", got, time.Since(start))
 	}
 	if got := w.visit("/v9"); !strings.HasPrefix(got, "503") {

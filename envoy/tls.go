@@ -2,7 +2,6 @@ package envoy
 
 import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	rawbuffer "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
@@ -58,8 +57,4 @@ func exactSANs(kind tls.SubjectAltNameMatcher_SanType, names []string) []*tls.Su
 		})
 	}
 	return out
-}
-
-func plaintext() *core.TransportSocket {
-	return transportSocket("envoy.transport_sockets.raw_buffer", &rawbuffer.RawBuffer{})
 }

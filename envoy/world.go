@@ -28,6 +28,8 @@ type Proxy struct {
 	ServiceAccount string
 	Workload       *mesh.Workload
 	Addresses      []netip.Addr
+
+	own *own // see Identified
 }
 
 // World is the configuration of every class of proxies for one Snapshot. Scopes are

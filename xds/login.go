@@ -129,6 +129,9 @@ func (l *login) identify(m Mesh, n *node, proxy *envoy.Proxy) error {
 	if w == nil || l.uid != "" && w.UID != "" && w.UID != l.uid {
 		return status.Errorf(codes.PermissionDenied, "%s: %s/%s", errUnknownPod, l.namespace, l.pod)
 	}
+	if w == proxy.Workload {
+		return nil // a Workload is immutable, and this one was looked at
+	}
 	account := l.id.ServiceAccount
 	if l.uid == "" {
 		account = w.ServiceAccount
@@ -142,7 +145,7 @@ func (l *login) identify(m Mesh, n *node, proxy *envoy.Proxy) error {
 		ServiceAccount: account,
 		Workload:       w,
 		Addresses:      n.addresses,
-	}
+	}.Identified()
 	return nil
 }
 

@@ -52,7 +52,10 @@ func (s size) slice(i, n, replaced int) *discoveryv1.EndpointSlice {
 func (s size) pod(i int) *corev1.Pod {
 	meta := objectMeta(s.namespace(i), fmt.Sprintf("client-%d", i))
 	meta.Annotations = map[string]string{"sidecar.istio.io/status": `{"templates":["sidecar"]}`}
-	meta.Labels = map[string]string{"app": "client"}
+	// Ten replicas of each client, in a Deployment.
+	deployment, hash, yes := fmt.Sprintf("client-%d", i/(10*s.Namespaces)), "5d8f9c", true
+	meta.Labels = map[string]string{"app": deployment, "pod-template-hash": hash}
+	meta.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: deployment + "-" + hash, Controller: &yes}}
 	ip := fmt.Sprintf("10.%d.%d.%d", 1+i/62500, i/250%250, i%250+1)
 	return &corev1.Pod{ObjectMeta: meta, Spec: corev1.PodSpec{ServiceAccountName: "client"}, Status: corev1.PodStatus{
 		Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}}}
