@@ -40,6 +40,7 @@ func (l layout) binds() map[string]string {
 		"/var/lib/containerd": l.path("containerd"),
 		"/run/flannel":        l.path("flannel"),
 		serviceAccount:        l.path("serviceaccount"),
+		"/var/log":            l.path("varlog"), // a kubelet removes the logs of pods that it does not know: other clusters'
 	}
 }
 
