@@ -84,7 +84,9 @@ one. Your mesh objects (VirtualServices and so on) stay, unless you say --purge.
 }
 
 func showRemoval(out io.Writer, r *install.Removal) {
-	fmt.Fprintln(out, "This removes the Helm releases "+strings.Join(r.Releases, ", ")+".")
+	if len(r.Releases) > 0 {
+		fmt.Fprintln(out, "This removes the Helm releases "+strings.Join(r.Releases, ", ")+".")
+	}
 	if len(r.Stays) > 0 {
 		fmt.Fprintln(out, "The control plane of revision "+strings.Join(r.Stays, ", ")+" stays, and what it shares.")
 	}
@@ -104,7 +106,7 @@ func showRemoval(out io.Writer, r *install.Removal) {
 			n += r.Pods[ns]
 			parts = append(parts, fmt.Sprintf("%s (%d)", ns, r.Pods[ns]))
 		}
-		fmt.Fprintf(out, "%d pods would be left without control plane, in %s: they keep their configuration, and their certificates end within a day. Restart them without the mesh first or afterwards.\n", n, strings.Join(parts, ", "))
+		fmt.Fprintf(out, "Pods that would be left without control plane: %d, in %s. They keep their configuration, and their certificates end within a day. Restart them without the mesh before or afterwards.\n", n, strings.Join(parts, ", "))
 	}
 	if len(r.Namespaces) > 0 {
 		fmt.Fprintln(out, "Labels that mean nothing then are on namespace "+strings.Join(r.Namespaces, ", ")+".")

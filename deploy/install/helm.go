@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"helm.sh/helm/v4/pkg/action"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
@@ -74,6 +78,15 @@ func (c *Cluster) apply(ctx context.Context, r Release, o Options) (*helm.Releas
 			"Install beside it under a revision (--revision weft) in another namespace, or uninstall it (helm uninstall %s -n %s)",
 			r.Name, r.Namespace, was.Chart.Metadata.Name+" "+was.Chart.Metadata.Version, r.Name, r.Namespace)
 	}
+	takes := o.TakeOwnership
+	if r.Chart == deploy.Base && !takes {
+		defs, err := c.definitions(ctx, r.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		// Definitions that istioctl or kubectl made are the same API: taking them over changes no object of the user's.
+		takes = len(defs.loose) > 0 && len(defs.foreign) == 0
+	}
 	uninterrupted := context.WithoutCancel(ctx)
 	strategy := action.DryRunNone
 	if o.DryRun {
@@ -83,7 +96,7 @@ func (c *Cluster) apply(ctx context.Context, r Release, o Options) (*helm.Releas
 		in := action.NewInstall(cfg)
 		in.ReleaseName, in.Namespace, in.PostRenderer = r.Name, r.Namespace, r
 		in.WaitStrategy, in.Timeout = kube.HookOnlyStrategy, requestTimeout
-		in.TakeOwnership, in.ForceConflicts, in.Replace = o.TakeOwnership, true, was != nil
+		in.TakeOwnership, in.ForceConflicts, in.Replace = takes, true, was != nil
 		in.DisableOpenAPIValidation = true // the API server validates what is applied, and 900 KB of CRDs take seconds here
 		in.DryRunStrategy, in.HideSecret = strategy, o.DryRun
 		got, err := in.RunWithContext(uninterrupted, ch, r.Values)
@@ -92,11 +105,47 @@ func (c *Cluster) apply(ctx context.Context, r Release, o Options) (*helm.Releas
 	up := action.NewUpgrade(cfg)
 	up.Namespace, up.PostRenderer, up.ResetValues = r.Namespace, r, true
 	up.WaitStrategy, up.Timeout = kube.HookOnlyStrategy, requestTimeout
-	up.TakeOwnership, up.ForceConflicts, up.MaxHistory = o.TakeOwnership, true, 10
+	up.TakeOwnership, up.ForceConflicts, up.MaxHistory = takes, true, 10
 	up.ServerSideApply, up.DisableOpenAPIValidation = "true", true
+	if !o.DryRun {
+		if same, err := c.unchanged(ctx, was, r, up, ch); err != nil || same {
+			return was, err
+		}
+	}
 	up.DryRunStrategy, up.HideSecret = strategy, o.DryRun
 	got, err := up.RunWithContext(uninterrupted, r.Name, ch, r.Values)
 	return result(got, r, err)
+}
+
+// unchanged says whether an upgrade would change nothing: it would render what was installed, and all of that is in the cluster. Writing
+// the definitions again costs the API server seconds, and a version of the release.
+func (c *Cluster) unchanged(ctx context.Context, was *helm.Release, r Release, up *action.Upgrade, ch *chart.Chart) (bool, error) {
+	if was.Info.Status != common.StatusDeployed || !reflect.DeepEqual(whole(clone(was.Config)), whole(clone(r.Values))) {
+		return false, nil
+	}
+	up.DryRunStrategy = action.DryRunServer
+	got, err := up.RunWithContext(ctx, r.Name, ch, r.Values)
+	next, err := result(got, r, err)
+	if err != nil || next.Manifest != was.Manifest {
+		return false, err
+	}
+	objects, err := readObjects([]byte(was.Manifest))
+	if err != nil {
+		return false, err
+	}
+	for _, o := range objects {
+		live, err := c.get(ctx, o, r.Namespace)
+		if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if len(differences(o, live, "")) > 0 {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 func result(got any, r Release, err error) (*helm.Release, error) {

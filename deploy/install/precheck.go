@@ -139,38 +139,54 @@ func (c *Cluster) checkPermissions(ctx context.Context, p *Prechecks, plan *Plan
 	return nil
 }
 
-// checkDefinitions looks at mesh kinds that exist, and whose they are.
-func (c *Cluster) checkDefinitions(ctx context.Context, p *Prechecks, plan *Plan) error {
+// definitions are the CRDs of the mesh's kinds in a cluster, by who has them.
+type definitions struct{ mine, foreign, loose []string }
+
+func (c *Cluster) definitions(ctx context.Context, namespace string) (definitions, error) {
+	var out definitions
 	list, err := c.Dynamic.Resource(crdResource).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return fmt.Errorf("list CRDs: %w", err)
+		return out, fmt.Errorf("list CRDs: %w", c.unreachable(err))
 	}
-	check := Check{Status: OK, Object: "definitions (CRDs)", Message: "none of the mesh's exist yet"}
-	var mine, foreign, loose []string
 	for _, crd := range list.Items {
 		group, _ := get(crd.Object, "spec", "group")
 		text, _ := group.(string)
 		if !slices.Contains(meshGroups, text) || text == "install.istio.io" {
 			continue
 		}
-		switch owner := crd.GetAnnotations()["meta.helm.sh/release-name"]; {
-		case owner == "istio-base" && crd.GetAnnotations()["meta.helm.sh/release-namespace"] == plan.Namespace:
-			mine = append(mine, crd.GetName())
+		owner, in := crd.GetAnnotations()["meta.helm.sh/release-name"], crd.GetAnnotations()["meta.helm.sh/release-namespace"]
+		switch {
+		case owner == "istio-base" && in == namespace:
+			out.mine = append(out.mine, crd.GetName())
 		case owner != "":
-			foreign = append(foreign, crd.GetName()+" (Helm release "+crd.GetAnnotations()["meta.helm.sh/release-namespace"]+"/"+owner+")")
+			out.foreign = append(out.foreign, crd.GetName()+" (Helm release "+in+"/"+owner+")")
 		default:
-			loose = append(loose, crd.GetName())
+			out.loose = append(out.loose, crd.GetName())
 		}
 	}
+	return out, nil
+}
+
+// checkDefinitions looks at mesh kinds that exist, and whose they are.
+func (c *Cluster) checkDefinitions(ctx context.Context, p *Prechecks, plan *Plan) error {
+	defs, err := c.definitions(ctx, plan.Namespace)
+	if err != nil {
+		return err
+	}
+	check := Check{Status: OK, Object: "definitions (CRDs)", Message: "none of the mesh's exist yet"}
 	switch {
-	case len(foreign) > 0:
-		check.Status, check.Message = Failed, "another Helm release has "+strings.Join(foreign, ", ")
+	case !plan.has(Base):
+		check.Message = "not part of this installation"
+	case len(defs.foreign) > 0:
+		check.Status, check.Message = Failed, "another Helm release has "+strings.Join(defs.foreign[:min(3, len(defs.foreign))], ", ")
+		if n := len(defs.foreign) - 3; n > 0 {
+			check.Message += fmt.Sprintf(" and %d more", n)
+		}
 		check.Remedy = "both meshes can share them: install with --set components.base.enabled=false, or remove that release first (helm keeps the definitions)"
-	case len(loose) > 0:
-		check.Status, check.Message = Warning, fmt.Sprintf("%d exist that no Helm release has (istioctl, kubectl apply): %s", len(loose), strings.Join(loose[:min(3, len(loose))], ", "))
-		check.Remedy = "weft install --take-ownership updates them and leaves your objects alone; --set components.base.enabled=false leaves the definitions as they are"
-	case len(mine) > 0:
-		check.Message = fmt.Sprintf("%d exist and are ours", len(mine))
+	case len(defs.loose) > 0:
+		check.Message = fmt.Sprintf("%d exist that no Helm release has (made by istioctl or kubectl): they would be taken over; your objects stay as they are", len(defs.loose))
+	case len(defs.mine) > 0:
+		check.Message = fmt.Sprintf("%d exist and are ours", len(defs.mine))
 	}
 	p.add(check)
 	return nil

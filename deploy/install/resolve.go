@@ -43,7 +43,7 @@ type Wanted struct {
 
 // Resolve merges profile, files and settings, in this order, and checks the result.
 func Resolve(in Input) (*Wanted, error) {
-	user := Tree{}
+	user, said := Tree{}, Tree{} // said is without what was installed before
 	if spec, ok := in.base["spec"].(Tree); ok {
 		user = Tree{"spec": without(spec, "revision", "namespace")}
 	}
@@ -55,13 +55,17 @@ func Resolve(in Input) (*Wanted, error) {
 			continue
 		}
 		for _, w := range all {
-			user = merge(user, w.tree)
+			user, said = merge(user, w.tree), merge(said, w.tree)
 		}
 	}
 	for _, s := range in.Sets {
 		var err error
 		if user, err = applySet(user, s); err != nil {
 			mistakes = append(mistakes, err)
+			continue
+		}
+		if next, err := applySet(said, s); err == nil {
+			said = next
 		}
 	}
 	for _, x := range in.Texts {
@@ -73,7 +77,7 @@ func Resolve(in Input) (*Wanted, error) {
 	if len(mistakes) > 0 {
 		return nil, errors.Join(mistakes...)
 	}
-	named := namedGateways(user)
+	named := namedGateways(said)
 	profile := in.Profile
 	if profile == "" {
 		v, _ := get(user, "spec", "profile")

@@ -24,7 +24,8 @@ type Removal struct {
 	Purge     bool
 
 	Releases   []string       // "istio-system/istiod", in the order in which they go
-	Webhooks   []string       // tags, which are no part of a release
+	Webhooks   []string       // injectors, tags included
+	Validators []string       // checks of mesh objects
 	Kinds      []string       // CRDs, with Purge
 	Objects    map[string]int // the user's objects of these kinds, which go with them: kind -> number
 	Pods       map[string]int // namespace -> pods that would be left without control plane
@@ -69,7 +70,7 @@ func (c *Cluster) PlanRemoval(ctx context.Context, namespace, revision string, p
 			}
 		}
 	}
-	if !slices.ContainsFunc(r.releases, func(rel *helm.Release) bool { return purge || rel.Chart.Metadata.Name == "istiod" }) {
+	if !purge && !slices.ContainsFunc(r.releases, func(rel *helm.Release) bool { return rel.Chart.Metadata.Name == "istiod" }) {
 		have := "weft is not installed there"
 		if len(others) > 0 {
 			have = "there is revision " + strings.Join(sortedNames(others), ", ")
@@ -101,7 +102,7 @@ func (c *Cluster) affected(ctx context.Context, r *Removal) error {
 	}
 	goes := func(revision string) bool { return r.Purge || suffix(revision) == suffix(r.Revision) }
 	for _, p := range pods {
-		if goes(p.revision) && !p.gateway {
+		if (goes(p.revision) || len(r.Stays) == 0) && !p.gateway {
 			r.Pods[p.namespace]++
 		}
 	}
@@ -117,6 +118,17 @@ func (c *Cluster) affected(ctx context.Context, r *Removal) error {
 	for _, h := range hooks.Items {
 		if goes(h.Labels["istio.io/rev"]) {
 			r.Webhooks = append(r.Webhooks, h.Name)
+		}
+	}
+	validators, err := c.AdmissionregistrationV1().ValidatingWebhookConfigurations().List(ctx, metav1.ListOptions{LabelSelector: "app=istiod"})
+	if err != nil {
+		return fmt.Errorf("list webhooks: %w", err)
+	}
+	for _, h := range validators.Items {
+		if len(h.Webhooks) > 0 && goes(h.Labels["istio.io/rev"]) {
+			if s := h.Webhooks[0].ClientConfig.Service; s != nil && s.Namespace == r.Namespace {
+				r.Validators = append(r.Validators, h.Name)
+			}
 		}
 	}
 	if !r.Purge {
@@ -159,9 +171,14 @@ func (c *Cluster) Uninstall(ctx context.Context, r *Removal, o UninstallOptions)
 	if o.Progress == nil {
 		o.Progress = Silent{}
 	}
-	// Webhooks before all else: with failurePolicy Fail, nothing of the mesh could be created once weftd is gone.
+	// Webhooks before all else, whoever has them by now: with failurePolicy Fail, nothing of the mesh could be created once weftd is gone.
 	for _, name := range r.Webhooks {
 		if err := ignoreMissing(c.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{})); err != nil {
+			return fmt.Errorf("delete webhook %s: %w", name, err)
+		}
+	}
+	for _, name := range r.Validators {
+		if err := ignoreMissing(c.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{})); err != nil {
 			return fmt.Errorf("delete webhook %s: %w", name, err)
 		}
 	}
