@@ -56,6 +56,11 @@ func TestWeftdAsksForNothingBeyondItsChartsRights(t *testing.T) {
 	install(t, api, deploy.Istiod, "", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration")
 	r := startReplica(t, api, 20000)
 	eventually(t, "ready", r.ready)
+	for line := range strings.Lines(r.log()) {
+		if strings.Contains(line, "after=") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
 	eventually(t, "mistakes are errors from now on", func() bool {
 		closed := func(name string) bool {
 			w := get[admissionv1.ValidatingWebhookConfiguration](api.Client(), "", name).Webhooks[0]
