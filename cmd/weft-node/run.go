@@ -55,7 +55,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return fmt.Errorf("--backend: %w", err)
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(apiRequests(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a := &agent{options: o, install: o.installation(), metrics: node.NewMetrics(registry), teller: teller{node: o.node, log: log}, log: log}
 	if err := a.install.Start(); err != nil {
 		return err
