@@ -21,8 +21,9 @@ import (
 // plan is what runs on a cluster.
 type plan struct {
 	node.Spec
-	scenarios string // of package e2e, as in go test -run; empty means all
-	nodeAgent string // tests of package nodeagent; empty means all
+	scenarios string   // of package e2e, as in go test -run; empty means all
+	nodeAgent string   // tests of package nodeagent; empty means all
+	settings  []string // of weft install: --set
 }
 
 // brief are the scenarios that depend on the network below: redirection in and out, mutual TLS, the gateway, all protocols.
@@ -34,7 +35,8 @@ var plans = []plan{
 	{Spec: node.Spec{Name: "e2e-137", Version: "1.37.1", Network: "flannel-vxlan"}},
 	{Spec: node.Spec{Name: "e2e-hostgw", Version: "1.37.1", Network: "flannel-host-gw", DualStack: true}, scenarios: brief, nodeAgent: none},
 	{Spec: node.Spec{Name: "e2e-calico", Version: "1.36.3", Network: "calico", ProxyMode: "iptables"}, scenarios: brief, nodeAgent: none},
-	{Spec: node.Spec{Name: "e2e-multus", Version: "1.37.1", Network: "multus"}, scenarios: brief, nodeAgent: none},
+	{Spec: node.Spec{Name: "e2e-multus", Version: "1.37.1", Network: "multus"}, scenarios: brief, nodeAgent: none,
+		settings: []string{"values.cni.readPods=true"}}, // Multus passes no annotations on
 }
 
 // none of a package's tests.

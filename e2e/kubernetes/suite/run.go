@@ -64,9 +64,11 @@ func (r *run) tests(ctx context.Context) error {
 		return errors.Join(failed, err)
 	}
 	weft := r.builder.Program("weft")
-	if err := r.step("weft install", func() error {
-		return r.onNode(ctx, weft, "install", "-y", "--verify")
-	}); err != nil {
+	install := []string{weft, "install", "-y", "--verify"}
+	for _, s := range r.settings {
+		install = append(install, "--set", s)
+	}
+	if err := r.step("weft install", func() error { return r.onNode(ctx, install...) }); err != nil {
 		return errors.Join(failed, err)
 	}
 	failed = errors.Join(failed, r.step("scenarios", func() error {
