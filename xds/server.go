@@ -156,7 +156,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
 	if tlsConfig != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(tlsConfig)))
+		// A TLS connection has a buffer of its own for what was decrypted. A second one of 32 KB, the default, saves no system call and
+		// was a quarter of what an idle proxy costs.
+		options = append(options, grpc.Creds(credentials.NewTLS(tlsConfig)), grpc.ReadBufferSize(0))
 	}
 	g := grpc.NewServer(options...)
 	g.RegisterService(&serviceDesc, s)

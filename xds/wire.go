@@ -26,6 +26,7 @@ type request struct {
 	nonce       string
 	failed      bool // error_detail is there: the response was rejected
 	failure     string
+	size        int // bytes of the message
 }
 
 // node is what a proxy says about itself. Nothing in it is trusted.
@@ -53,7 +54,7 @@ const (
 
 // decode reads one message. Unknown fields are skipped, as protobuf asks.
 func (r *request) decode(data string) error {
-	*r = request{delta: r.delta}
+	*r = request{delta: r.delta, size: len(data)}
 	return fields(data, func(n protowire.Number, v string) error {
 		if r.delta {
 			return r.deltaField(n, v)
@@ -84,7 +85,8 @@ func (r *request) deltaField(n protowire.Number, v string) (err error) {
 			return nil
 		})
 		if r.initial == nil {
-			r.initial = make(map[string]string)
+			// The entries are of like size and most of the message. The limit is for those who would make us reserve more than they send.
+			r.initial = make(map[string]string, min(r.size/(len(v)+2), 1<<12))
 		}
 		r.initial[name] = version
 	case deltaNonceField:

@@ -33,6 +33,9 @@ var works = []string{"endpoint", "virtualservice", "destinationrule", "peerauthe
 
 const repeats = 5
 
+// profiledWork is what -cpuprofile looks at.
+var profiledWork string
+
 func measure(s size, name, path, profile string) (*result, error) {
 	r := &result{Work: map[string]figure{}}
 	if name == "floor" {
@@ -62,13 +65,13 @@ func measure(s size, name, path, profile string) (*result, error) {
 	if err := proxies.ask(&h, "mark"); err != nil {
 		return nil, err
 	}
-	profiled := func(verb string) error {
-		if profile == "" || name != "weft" {
+	profiled := func(verb, work string) error {
+		if profile == "" || name != "weft" || work != profiledWork {
 			return nil
 		}
 		return server.ask(&usage{}, verb)
 	}
-	if err := profiled("profile " + profile); err != nil {
+	if err := profiled("profile "+profile, "connect"); err != nil {
 		return nil, err
 	}
 	if err := server.ask(&before, "usage"); err != nil {
@@ -80,7 +83,7 @@ func measure(s size, name, path, profile string) (*result, error) {
 	if err := server.ask(&after, "usage"); err != nil {
 		return nil, err
 	}
-	if err := profiled("profiled"); err != nil {
+	if err := profiled("profiled", "connect"); err != nil {
 		return nil, err
 	}
 	r.Connect = figure{after.CPU - before.CPU, time.Duration(h.Last - before.At), h.Messages, h.Bytes}
@@ -116,6 +119,9 @@ func measure(s size, name, path, profile string) (*result, error) {
 			}
 		}
 		var all []figure
+		if err := profiled("profile "+profile, w); err != nil {
+			return nil, err
+		}
 		for n := range times + 1 {
 			f, err := once(s, name, w, verb, server, proxies)
 			if err != nil {
@@ -128,6 +134,9 @@ func measure(s size, name, path, profile string) (*result, error) {
 			if times == 1 {
 				break
 			}
+		}
+		if err := profiled("profiled", w); err != nil {
+			return nil, err
 		}
 		slices.SortFunc(all, func(a, b figure) int { return int(a.CPU - b.CPU) })
 		r.Work[w] = all[len(all)/2]
