@@ -22,7 +22,7 @@ import (
 	"github.com/weft-mesh/weft/e2e/kit"
 )
 
-// Version is the Kubernetes that build.sh makes unless VERSION says otherwise.
+// Version is the Kubernetes whose API server tests run.
 const Version = "1.36.3"
 
 const (
@@ -55,7 +55,7 @@ func Programs(t testing.TB) string {
 	}
 	for _, p := range []string{"kube-apiserver", "etcd"} {
 		if _, err := os.Stat(filepath.Join(dir, p)); err != nil {
-			t.Skipf("needs a real API server, which takes minutes to compile: e2e/kubernetes/build.sh bin/kubernetes/%s", Version)
+			t.Skip("needs a real API server, which takes minutes to compile: make kubernetes")
 		}
 	}
 	return dir

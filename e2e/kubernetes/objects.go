@@ -4,15 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"github.com/go-logr/logr"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -22,9 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
-
-	"github.com/weft-mesh/weft/e2e/kit"
+	"github.com/weft-mesh/weft/deploy"
 	"github.com/weft-mesh/weft/mesh/manifest"
 )
 
@@ -186,20 +182,10 @@ func (a *APIServer) RemoveDefinitions(plurals ...string) {
 	}
 }
 
-// definitions are read from the module that the API's types come from.
+// definitions are those that the mesh is installed with.
 func (a *APIServer) definitions(plurals []string) (out []*apiextensionsv1.CustomResourceDefinition) {
 	a.t.Helper()
-	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "istio.io/api")
-	cmd.Dir = kit.RepoRoot(a.t)
-	dir, err := cmd.Output()
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "kubernetes", "customresourcedefinitions.gen.yaml"))
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
+	decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(deploy.CRDs()), 4096)
 	for {
 		d := new(apiextensionsv1.CustomResourceDefinition)
 		if decoder.Decode(d) != nil { // the end
