@@ -96,15 +96,16 @@ func (c *Cluster) DebugPage(ctx context.Context, page string) (string, error) {
 	if !c.Kubernetes() {
 		return c.Run(ctx, "", "exec", "-n", "istio-system", "deploy/istiod", "--", "curl", "-s", "http://127.0.0.1:15014/debug/"+page)
 	}
-	token, err := c.Run(ctx, "", "create", "token", "-n", "istio-system", "default", "--audience", "istio-ca")
+	pods, err := c.Pods(ctx, "istio-system", "app=istiod")
+	if err != nil || len(pods) == 0 {
+		return "", errors.Join(errors.New("no istiod runs"), err)
+	}
+	pod := pods[0]
+	token, err := c.Run(ctx, "", "create", "token", pod.Spec.ServiceAccountName, "-n", pod.Namespace, "--bound-object-kind", "Pod", "--bound-object-name", pod.Name, "--audience", "istio-ca")
 	if err != nil {
 		return "", err
 	}
-	ip, err := c.Run(ctx, "", "get", "service", "-n", "istio-system", "istiod", "-o", "jsonpath={.spec.clusterIP}")
-	if err != nil {
-		return "", err
-	}
-	return c.OnNode(ctx, "", "curl", "-s", "-m", "5", "-H", "Authorization: Bearer "+strings.TrimSpace(token), "http://"+ip+":15014/debug/"+page)
+	return c.OnNode(ctx, "", "curl", "-s", "-m", "5", "-H", "Authorization: Bearer "+strings.TrimSpace(token), "http://"+pod.Status.PodIP+":15014/debug/"+page)
 }
 
 // InjectFlags are what `weft kube-inject` must be told to do what this cluster's webhook does.

@@ -158,7 +158,7 @@ spec:
   gateways: [web]
   http:
   - route:
-    - destination: {host: echo}
+    - destination: {host: echo, port: {number: 80}} # else it is the server's, 443
 `)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
