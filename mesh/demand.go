@@ -141,7 +141,7 @@ func credentialNames(g *networking.Gateway) []string {
 			out = append(out, name, name+authoritiesSuffix)
 		}
 		if name := s.GetTls().GetCaCertCredentialName(); CredentialNameFault(name) == "" {
-			out = append(out, name)
+			out = append(out, name, name+authoritiesSuffix)
 		}
 	}
 	slices.Sort(out)
