@@ -47,7 +47,7 @@ func TestTrafficOutlivesTheAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	noneFailed(t, "60 s without the API server", results, 2000)
+	noneFailed(t, "60 s without the API server", results, 1000)
 
 	// What changed is seen again, and new pods are made.
 	ns.Deploy(client)

@@ -55,7 +55,7 @@ func TestRevisionsRunSideBySide(t *testing.T) {
 		return hasCaller(ns.Call(fromClient, "http://"+moving.host("echo")+"/")[0], "spiffe://cluster.local/ns/"+ns.Name+"/sa/client")
 	})
 	move("istio-injection=enabled istio.io/rev-", "default")
-	noneFailed(t, "a namespace moved to another revision and back", results(), 500)
+	noneFailed(t, "a namespace moved to another revision and back", results(), 300)
 	ns.revisionIs("echo", "default")
 	if after := system.pods("app=istiod,istio.io/rev=default")[0].Name; after != before {
 		t.Errorf("the first control plane was restarted: %s, then %s", before, after)
