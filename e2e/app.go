@@ -22,6 +22,9 @@ type App struct {
 // Image is the test application's.
 const Image = "docker.io/weftmesh/testapp:1"
 
+// small is an annotation for pods of tests: a small node has room for many sidecars.
+const small = `sidecar.istio.io/proxyCPU: "10m"`
+
 // confined is what Pod Security's profile "restricted" asks of a container.
 const confined = "{runAsNonRoot: true, runAsUser: 1000, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}"
 
@@ -71,7 +74,11 @@ func (a App) workload() string {
 	for k, v := range a.Labels {
 		labels += fmt.Sprintf(", %s: %q", k, v)
 	}
-	var annotations, env []string
+	annotations := []string{}
+	if a.Annotate["sidecar.istio.io/proxyCPU"] == "" {
+		annotations = append(annotations, small)
+	}
+	var env []string
 	for k, v := range a.Annotate {
 		annotations = append(annotations, fmt.Sprintf("%s: %q", k, v))
 	}

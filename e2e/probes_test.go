@@ -15,9 +15,9 @@ func TestProbesOfEveryKindUnderStrict(t *testing.T) {
 	ns.Deploy(client)
 	ns.Apply(strict)
 	probed := func(name string, probes ...string) string {
-		return fmt.Sprintf("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: %[1]s}\nspec:\n  selector: {matchLabels: {app: %[1]s}}\n  template:\n    metadata: {labels: {app: %[1]s}}\n    spec: {terminationGracePeriodSeconds: 5, containers: [%[2]s]}\n---\n"+
+		return fmt.Sprintf("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: %[1]s}\nspec:\n  selector: {matchLabels: {app: %[1]s}}\n  template:\n    metadata: {labels: {app: %[1]s}, annotations: {%[3]s}}\n    spec: {terminationGracePeriodSeconds: 5, containers: [%[2]s]}\n---\n"+
 			"apiVersion: v1\nkind: Service\nmetadata: {name: %[1]s}\nspec: {selector: {app: %[1]s}, ports: [{name: http, port: 80, targetPort: 8080}]}\n",
-			name, container("app", "serve", probes...))
+			name, container("app", "serve", probes...), small)
 	}
 	const every = "periodSeconds: 1, timeoutSeconds: 2"
 	apps := map[string]string{

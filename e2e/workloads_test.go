@@ -24,7 +24,7 @@ func container(name, args string, more ...string) string {
 
 // job is a Job of one pod; spec is its pod's.
 func job(name, spec string) string {
-	return fmt.Sprintf("apiVersion: batch/v1\nkind: Job\nmetadata: {name: %[1]s}\nspec:\n  backoffLimit: 4\n  template:\n    metadata: {labels: {app: %[1]s}}\n    spec: {restartPolicy: Never, %[2]s}\n", name, spec)
+	return fmt.Sprintf("apiVersion: batch/v1\nkind: Job\nmetadata: {name: %[1]s}\nspec:\n  backoffLimit: 4\n  template:\n    metadata: {labels: {app: %[1]s}, annotations: {%[3]s}}\n    spec: {restartPolicy: Never, %[2]s}\n", name, spec, small)
 }
 
 // strictEcho is a STRICT namespace with an echo that answers a meshed client.
@@ -87,7 +87,7 @@ func TestFailingJobIsTriedAgain(t *testing.T) {
 func TestCronJobsRunAndEnd(t *testing.T) {
 	onKubernetes(t, "the sandbox has no CronJobs")
 	ns := strictEcho(t)
-	ns.Apply("apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: tick}\nspec:\n  schedule: '* * * * *'\n  jobTemplate:\n    spec:\n      template:\n        metadata: {labels: {app: tick}}\n" +
+	ns.Apply("apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: tick}\nspec:\n  schedule: '* * * * *'\n  jobTemplate:\n    spec:\n      template:\n        metadata: {labels: {app: tick}, annotations: {" + small + "}}\n" +
 		"        spec: {restartPolicy: OnFailure, containers: [" + container("app", `call, "-fail", "http://echo/"`) + "]}\n")
 	t.Cleanup(func() { ns.TryKubectl("delete", "cronjob", "tick") })
 	within(t, 100*time.Second, "the minute's Job has completed", func() error {
@@ -141,7 +141,7 @@ spec:
   replicas: 2
   selector: {matchLabels: {app: db}}
   template:
-    metadata: {labels: {app: db}}
+    metadata: {labels: {app: db}, annotations: {` + small + `}}
     spec:
       terminationGracePeriodSeconds: 5
       containers: [` + container("app", "serve", "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}") + `]
