@@ -256,5 +256,5 @@ spec:
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	noneFailed(t, "a gateway rolled twice", results, 300)
+	noneFailed(t, "a gateway rolled twice", results, 100)
 }
