@@ -2,12 +2,14 @@ package nodeagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,18 +35,27 @@ func TestNoAppRunsAroundTheMeshWhileTheNetworkPluginRewritesItsFiles(t *testing.
 
 	began := time.Now()
 	var writer sync.WaitGroup
-	writer.Go(func() { c.rewriteAll(text, rewrites) })
+	var running atomic.Bool
+	written := 0
+	writer.Go(func() {
+		for written < rewrites || !running.Load() {
+			c.rewrite(text)
+			written++
+		}
+		c.settle(text)
+	})
 	var all []*corev1.Pod
 	for i := range pods {
 		all = append(all, c.start(withSidecar(c.app(ns, fmt.Sprintf("pod-%d", i)))))
 	}
-	writer.Wait()
-	t.Logf("%d rewrites in %s", rewrites, time.Since(began).Round(time.Millisecond))
-	c.chained("10-net.conflist")
 	for _, p := range all {
 		c.waits(p, 5*time.Minute)
 	}
 	t.Logf("all %d apps run %s after the first was created", pods, time.Since(began).Round(time.Millisecond))
+	running.Store(true)
+	writer.Wait()
+	t.Logf("%d rewrites in %s", written, time.Since(began).Round(time.Millisecond))
+	c.chained("10-net.conflist")
 	for _, p := range all {
 		c.never(p)
 		c.sees(p, taken)
@@ -77,47 +88,46 @@ func (c *cluster) wide(name string) string {
 	return strings.ReplaceAll(text, ".109\"", ".249\"")
 }
 
-// rewriteAll does what network plugins do to their files, over and over and in random order.
-func (c *cluster) rewriteAll(text string, times int) {
-	const name, other = "10-net.conflist", "05-net.conflist"
+const name, other = "10-net.conflist", "05-net.conflist"
+
+// rewrite does one of the things that network plugins do to their files, and waits a little.
+func (c *cluster) rewrite(text string) {
 	path := func(name string) string { return filepath.Join(c.ConfDir, name) }
-	ways := []func() error{
-		func() error { // complete, in one step
-			if err := os.WriteFile(path(".new"), []byte(text), 0o644); err != nil {
-				return err
-			}
-			return os.Rename(path(".new"), path(name))
-		},
-		func() error { return os.WriteFile(path(name), []byte(text), 0o644) }, // in place: for a moment empty
-		func() error { // away, and back a little later
-			if err := os.Remove(path(name)); err != nil && !os.IsNotExist(err) {
-				return err
-			}
-			return os.WriteFile(path(name), []byte(text), 0o644)
-		},
-		func() error { // another file that sorts first comes
-			if err := os.WriteFile(path(".new"), []byte(text), 0o644); err != nil {
-				return err
-			}
-			return os.Rename(path(".new"), path(other))
-		},
-		func() error { // and goes
-			if err := os.Remove(path(other)); err != nil && !os.IsNotExist(err) {
-				return err
-			}
-			return nil
-		},
-	}
-	for range times {
-		if err := ways[rand.IntN(len(ways))](); err != nil {
-			c.t.Error(err)
+	away := func(name string) error {
+		if err := os.Remove(path(name)); err != nil && !os.IsNotExist(err) {
+			return err
 		}
-		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond) // the pace of the rewrites
+		return nil
 	}
-	if err := ways[0](); err != nil {
+	ways := []func() error{
+		func() error { return c.replace(name, text) },                          // complete, in one step
+		func() error { return os.WriteFile(path(name), []byte(text), 0o644) },  // in place: for a moment empty
+		func() error { return errors.Join(away(name), c.replace(name, text)) }, // away, and back a little later
+		func() error { return c.replace(other, text) },                         // another file that sorts first comes
+		func() error { return away(other) },                                    // and goes
+	}
+	if err := ways[rand.IntN(len(ways))](); err != nil {
 		c.t.Error(err)
 	}
-	if err := ways[4](); err != nil {
+	time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond) // the pace of the rewrites
+}
+
+// replace puts a file in place in one step.
+func (c *cluster) replace(name, text string) error {
+	temporary := filepath.Join(c.ConfDir, name+".new")
+	if err := os.WriteFile(temporary, []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(temporary, filepath.Join(c.ConfDir, name))
+}
+
+// settle leaves one file.
+func (c *cluster) settle(text string) {
+	err := c.replace(name, text)
+	if gone := os.Remove(filepath.Join(c.ConfDir, other)); gone != nil && !os.IsNotExist(gone) {
+		err = errors.Join(err, gone)
+	}
+	if err != nil {
 		c.t.Error(err)
 	}
 }

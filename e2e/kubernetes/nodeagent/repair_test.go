@@ -20,7 +20,7 @@ func TestPodsThatStartedWithoutThePluginAreRepairedLive(t *testing.T) {
 	service := c.start(c.app(ns, "service"))
 	job := c.app(ns, "job")
 	job.Spec.RestartPolicy = corev1.RestartPolicyNever
-	job.Spec.Containers[0].Args = []string{"probe", "--for=15s", c.target}
+	job.Spec.Containers[0].Args = []string{"probe", "--until=" + nothing, c.target}
 	job = c.start(job)
 	stranger := c.app(ns, "stranger")
 	stranger.Annotations = nil

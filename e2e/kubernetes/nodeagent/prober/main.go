@@ -23,7 +23,7 @@ func main() {
 	case len(os.Args) > 1 && os.Args[1] == "sidecar":
 		err = sidecar()
 	default:
-		err = fmt.Errorf("usage: prober probe [--for DURATION] [--each DURATION] HOST:PORT... | sidecar")
+		err = fmt.Errorf("usage: prober probe [--until WHAT] [--each DURATION] HOST:PORT... | sidecar")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "prober: "+err.Error())
@@ -46,17 +46,13 @@ const (
 // probe connects over and over, and prints "UNIXNANO TARGET WHAT" for the first attempt at each target and whenever the outcome changes.
 func probe(args []string) error {
 	f := flag.NewFlagSet("probe", flag.ContinueOnError)
-	limit := f.Duration("for", 0, "end with success after this time (default: on SIGTERM)")
+	until := f.String("until", "", "end with success as soon as this is what a connection sees (default: on SIGTERM)")
 	each := f.Duration("each", calm, "how often to try after the first second")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
-	var over <-chan time.Time
-	if *limit > 0 {
-		over = time.After(*limit)
-	}
 	began, tick := time.Now(), time.NewTicker(eager)
 	saw := map[string]string{}
 	for {
@@ -65,11 +61,12 @@ func probe(args []string) error {
 				saw[target] = now
 				fmt.Println(time.Now().UnixNano(), target, now)
 			}
+			if now := saw[target]; now == *until {
+				return nil
+			}
 		}
 		select {
 		case <-stop:
-			return nil
-		case <-over:
 			return nil
 		case <-tick.C:
 			if time.Since(began) > time.Second {
