@@ -27,8 +27,10 @@ func (c *cluster) multus(ctx context.Context) error {
 		return err
 	}
 	if err := c.wait(ctx, "multus", func(context.Context) error {
-		_, err := os.Stat(c.path("cni", "net.d", "00-multus.conf"))
-		return err
+		if found, err := filepath.Glob(c.path("cni", "net.d", "00-multus.conf*")); err != nil || len(found) == 0 { // a .conf or a .conflist, by the primary network's version
+			return errors.Join(errors.New("Multus has not written its file"), err)
+		}
+		return nil
 	}); err != nil {
 		return err
 	}
