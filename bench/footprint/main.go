@@ -168,7 +168,9 @@ func (m meter) read(ctx context.Context) (map[string]usage, error) {
 	}
 	out := map[string]usage{}
 	for _, n := range nodes.Items {
-		raw, err := m.client.CoreV1().RESTClient().Get().Resource("nodes").Name(n.Name).SubResource("proxy").Suffix("stats/summary").DoRaw(ctx)
+		raw, err := m.client.CoreV1().RESTClient().Get().Resource("nodes").Name(n.Name).SubResource("proxy").Suffix("stats/summary").
+			Param("only_cpu_and_memory", "true"). // the rest costs kubelet more, and fails on nodes whose disks it does not know
+			DoRaw(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("kubelet of node %s: %w", n.Name, err)
 		}
