@@ -107,6 +107,3 @@ func (c *Cluster) DebugPage(ctx context.Context, page string) (string, error) {
 	}
 	return c.OnNode(ctx, "", "curl", "-s", "-m", "5", "-H", "Authorization: Bearer "+strings.TrimSpace(token), "http://"+pod.Status.PodIP+":15014/debug/"+page)
 }
-
-// InjectFlags are what `weft kube-inject` must be told to do what this cluster's webhook does.
-func (c *Cluster) InjectFlags(context.Context) []string { return nil }
