@@ -82,7 +82,7 @@ func crowd(path string) error {
 					}
 				})
 			}
-			return p.until(2*time.Minute, func() bool { return p.ready.Load() == int64(p.Sidecars) })
+			return p.until(5*time.Minute, func() bool { return p.ready.Load() == int64(p.Sidecars) })
 		case "disconnect":
 			close(p.hangUp)
 			p.ended.Wait()
@@ -91,9 +91,9 @@ func crowd(path string) error {
 			p.clear()
 			return heard{}, nil
 		case "settle":
-			// Everybody has it when nothing came for a while.
-			return p.until(time.Minute, func() bool {
-				return p.messages.Load() > 0 && time.Now().UnixNano()-p.last.Load() > int64(400*time.Millisecond)
+			// Everybody has got something, and then nothing came for a while.
+			return p.until(2*time.Minute, func() bool {
+				return p.touched.Load() == int64(p.Sidecars) && time.Now().UnixNano()-p.last.Load() > int64(400*time.Millisecond)
 			})
 		}
 		return nil, fmt.Errorf("unknown verb %q", verb)
@@ -120,7 +120,7 @@ func (p *proxies) until(patience time.Duration, done func() bool) (heard, error)
 		case err := <-p.failed:
 			return h, err
 		case <-deadline:
-			return h, fmt.Errorf("%d of %d proxies are ready after %s; %d messages", p.ready.Load(), p.Sidecars, patience, h.Messages)
+			return h, fmt.Errorf("after %s %d of %d proxies are connected, and %d got something; %d messages", patience, p.ready.Load(), p.Sidecars, h.Proxies, h.Messages)
 		case <-tick.C:
 		}
 	}

@@ -18,6 +18,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -80,6 +81,8 @@ func run(s size, role, setup string, servers []string, output, profile string) e
 	}
 	defer os.RemoveAll(dir)
 	results := map[string]*result{}
+	var done []string
+	var failed error
 	for _, name := range servers {
 		if name != "weft" && results["weft"] == nil {
 			return fmt.Errorf("-servers %s: the others are fed with what weft makes; name it first", strings.Join(servers, ","))
@@ -88,15 +91,21 @@ func run(s size, role, setup string, servers []string, output, profile string) e
 			name, s.Sidecars, s.Services, s.Endpoints, s.Namespaces, s.Protocol, s.TLS && name == "weft")
 		r, err := measure(s, name, filepath.Join(dir, "setup.json"), profile)
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			// What was measured already is not thrown away.
+			failed = fmt.Errorf("%s: %w", name, err)
+			break
 		}
 		results[name] = r
+		done = append(done, name)
+	}
+	if len(done) == 0 {
+		return failed
 	}
 	if output == "json" {
 		e := json.NewEncoder(os.Stdout)
 		e.SetIndent("", "  ")
-		return e.Encode(results)
+		return errors.Join(e.Encode(results), failed)
 	}
-	print(s, servers, results)
-	return nil
+	print(s, done, results)
+	return failed
 }
