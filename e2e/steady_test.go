@@ -99,7 +99,7 @@ func steady(ns *Namespace, change func(round int), loads ...load) {
 
 // TestNoRequestFailsUnderChange: what operators do all day must not be noticed by anybody's users.
 func TestNoRequestFailsUnderChange(t *testing.T) {
-	ns := meshed(t)
+	ns := alone(t) // it restarts the control plane
 	ns.Deploy(App{Name: "echo", Replicas: 3, PreStop: 1}, client)
 	Eventually(t, "the app answers", func() error {
 		for _, url := range []string{"http://echo/", "grpc://echo:9000"} {
