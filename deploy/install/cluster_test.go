@@ -8,19 +8,6 @@ import (
 	"github.com/weft-mesh/weft/e2e/kubernetes"
 )
 
-func plan(t *testing.T, in Input) *Plan {
-	t.Helper()
-	w, err := Resolve(in)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := NewPlan(w)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
 // told collects what a Progress is told.
 type told struct {
 	t     *testing.T

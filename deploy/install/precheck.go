@@ -325,9 +325,7 @@ func (c *Cluster) checkNodes(ctx context.Context, p *Prechecks, _ *Plan) error {
 				p.add(Check{Status: OK, Object: "Node " + n.Name, Message: "waits for the node agent (taint " + nodeTaint + ")"})
 			}
 		}
-		if !slices.ContainsFunc(n.Status.Conditions, func(k corev1.NodeCondition) bool {
-			return k.Type == corev1.NodeReady && k.Status == corev1.ConditionTrue
-		}) {
+		if !nodeReady(&n) {
 			p.add(Check{Status: Warning, Object: "Node " + n.Name, Message: "it is not ready: " + notReadyBecause(&n)})
 		}
 	}
@@ -337,6 +335,12 @@ func (c *Cluster) checkNodes(ctx context.Context, p *Prechecks, _ *Plan) error {
 	}
 	p.add(gate)
 	return nil
+}
+
+func nodeReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(k corev1.NodeCondition) bool {
+		return k.Type == corev1.NodeReady && k.Status == corev1.ConditionTrue
+	})
 }
 
 func notReadyBecause(n *corev1.Node) string {

@@ -182,6 +182,8 @@ func deploymentState(d *appsv1.Deployment) string {
 	switch {
 	case s.ObservedGeneration < d.Generation:
 		return "the cluster has not looked at it yet (is kube-controller-manager up?)"
+	case want == 0:
+		return "it is scaled to 0, so nothing serves (weft install, or kubectl scale, starts it again)"
 	case s.UpdatedReplicas < want:
 		return fmt.Sprintf("%d of %d new pods made", s.UpdatedReplicas, want)
 	case s.AvailableReplicas < want:

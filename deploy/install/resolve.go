@@ -58,42 +58,35 @@ func Resolve(in Input) (*Wanted, error) {
 			user, said = merge(user, w.tree), merge(said, w.tree)
 		}
 	}
+	profile := in.profile(user)
+	base, err := profileTree(profile)
+	if err != nil {
+		return nil, err
+	}
+	// Settings come last, over the profile too: the index in components.ingressGateways[0] counts the profile's gateways.
+	w := &Wanted{Profile: profile, named: namedGateways(said), Tree: merge(base, user)}
+	v, _ := get(said, "spec", "components", "cni", "enabled")
+	withoutCNI := v == false
 	for _, s := range in.Sets {
-		var err error
-		if user, err = applySet(user, s); err != nil {
+		if w.Tree, err = applySet(w.Tree, s); err != nil {
 			mistakes = append(mistakes, err)
 			continue
 		}
-		if next, err := applySet(said, s); err == nil {
-			said = next
-		}
+		w.nameGateway(s)
+		withoutCNI = withoutCNI || strings.TrimPrefix(s, "spec.") == "components.cni.enabled=false"
 	}
 	for _, x := range in.Texts {
-		var err error
-		if user, err = applyValue(user, "--set-file "+x.Path, x.Path, func([]step) any { return x.Text }); err != nil {
+		if w.Tree, err = applyValue(w.Tree, "--set-file "+x.Path, x.Path, func([]step) any { return x.Text }); err != nil {
 			mistakes = append(mistakes, err)
 		}
 	}
 	if len(mistakes) > 0 {
 		return nil, errors.Join(mistakes...)
 	}
-	named := namedGateways(said)
-	profile := in.Profile
-	if profile == "" {
-		v, _ := get(user, "spec", "profile")
-		profile, _ = v.(string)
-	}
-	profile = cmp.Or(profile, "default")
-	base, err := profileTree(profile)
-	if err != nil {
-		return nil, err
-	}
-	w := &Wanted{Profile: profile, named: named}
-	if v, ok := get(user, "spec", "components", "cni", "enabled"); ok && v == false {
+	if withoutCNI {
 		w.Warnings = append(w.Warnings, "components.cni.enabled=false has no effect while the control plane is installed: pods of this mesh have no init container, "+
 			"so without the node agent every meshed pod would wait for its redirection for ever")
 	}
-	w.Tree = merge(base, user)
 	put(w.Tree, profile, "spec", "profile")
 	if in.Revision != "" {
 		put(w.Tree, in.Revision, "spec", "revision")
@@ -108,6 +101,40 @@ func Resolve(in Input) (*Wanted, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// profile is what the user chose: a setting before a file.
+func (in Input) profile(user Tree) string {
+	profile := in.Profile
+	for _, s := range in.Sets {
+		if v, ok := strings.CutPrefix(strings.TrimPrefix(s, "spec."), "profile="); ok && in.Profile == "" {
+			profile = unquote(v)
+		}
+	}
+	if profile == "" {
+		v, _ := get(user, "spec", "profile")
+		profile, _ = v.(string)
+	}
+	return cmp.Or(profile, "default")
+}
+
+// nameGateway notes which gateway a setting is about.
+func (w *Wanted) nameGateway(setting string) {
+	path, _, _ := strings.Cut(setting, "=")
+	steps, err := parsePath(strings.TrimPrefix(path, "spec."))
+	if err != nil || len(steps) < 3 || steps[0].key != "components" {
+		return
+	}
+	if steps[2].name != "" {
+		w.named[steps[2].name] = true
+		return
+	}
+	list, _ := get(w.Tree, "spec", "components", steps[1].key)
+	items, _ := list.([]any)
+	if i := steps[2].index; i >= 0 && i < len(items) {
+		name, _ := asTree(items[i])["name"].(string)
+		w.named[name] = true
+	}
 }
 
 // settle decides namespace and revision, which can be said in several places.
@@ -164,8 +191,8 @@ func (w *Wanted) checkMeshConfig(force bool) error {
 		return fmt.Errorf("spec.meshConfig: %w", err)
 	}
 	for _, m := range warnings {
-		if strings.Contains(m, "unknown") && !force {
-			return fmt.Errorf("spec.meshConfig: %s; correct it, or install it all the same with --force", m)
+		if unknown, ok := strings.CutSuffix(m, "; ignored"); ok && !force {
+			return fmt.Errorf("spec.meshConfig.%s: correct it, or install it all the same with --force", unknown)
 		}
 		w.Warnings = append(w.Warnings, "meshConfig: "+m)
 	}

@@ -31,7 +31,7 @@ func (c *Cluster) scaleUp(ctx context.Context, manifest, namespace string) error
 		if err != nil {
 			return fmt.Errorf("read the scale of Deployment %s/%s: %w", o.Namespace, name, err)
 		}
-		if scale.Spec.Replicas == 0 || scale.Spec.Replicas >= least { // 0: somebody switched it off
+		if scale.Spec.Replicas >= least {
 			continue
 		}
 		scale.Spec.Replicas = least

@@ -35,7 +35,8 @@ func (c *Cluster) PlanUpgrade(ctx context.Context, in Input) (*Upgrade, error) {
 		return nil, err
 	}
 	namespace = first.Namespace
-	if len(in.Files) == 0 {
+	chosen := slices.ContainsFunc(in.Sets, func(s string) bool { return strings.HasPrefix(strings.TrimPrefix(s, "spec."), "profile=") })
+	if len(in.Files) == 0 && !chosen { // a profile that is chosen anew would be hidden below what was recorded
 		from := first.Revision
 		state, err := c.recorded(ctx, namespace, from)
 		if err == nil && state == nil && from != "" {

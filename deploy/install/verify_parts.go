@@ -30,6 +30,9 @@ func (c *Cluster) verifyNodes(ctx context.Context, v *Verification, releases []*
 		return
 	}
 	for _, n := range nodes.Items {
+		if !nodeReady(&n) {
+			v.add(Check{Status: Warning, Object: "Node " + n.Name, Message: "it is not ready, so no pod starts there: " + notReadyBecause(&n)})
+		}
 		i := slices.IndexFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == nodeTaint })
 		if i < 0 {
 			continue
