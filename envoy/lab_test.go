@@ -215,8 +215,8 @@ func connectionEnd(err error) string {
 		{"connection refused", "refused"},
 		{"connection reset", "reset"},
 		{"broken pipe", "reset"},
-		{"EOF", "reset"},                           // closed with nothing unread: the same to a user
-		{"server closed idle connection", "reset"}, // closed even before the request was written
+		{"EOF", "reset"},                                  // closed with nothing unread: the same to a user
+		{"server closed idle connection", "reset"},        // closed even before the request was written
 		{"client conn could not be established", "reset"}, // HTTP/2: closed before its preface was answered
 		{"certificate required", "certificate required"},
 		{"signed by unknown authority", "unknown authority"},
