@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ type controlPlane struct {
 	objects string
 	ca      string
 	cmd     *exec.Cmd
-	log     bytes.Buffer
+	log     syncBuffer
 	done    chan struct{}
 }
 
@@ -47,6 +48,24 @@ func newControlPlane(t testing.TB) *controlPlane {
 	c.put("bookinfo", bookinfo)
 	t.Cleanup(func() { c.stop(syscall.SIGTERM) })
 	return c
+}
+
+// syncBuffer may be read while a process writes to it.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 // put writes one file of objects, atomically.
@@ -297,26 +316,27 @@ func TestARestartOfTheControlPlaneResendsNothing(t *testing.T) {
 	}
 }
 
-func TestAPodIsInjectedOverHTTPS(t *testing.T) {
-	c := newControlPlane(t)
-	c.start()
+// injected is what the webhook does to a pod: the patch.
+func (c *controlPlane) injected() string {
+	c.t.Helper()
 	pem, err := os.ReadFile(filepath.Join(c.ca, identity.RootKey))
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "istiod.istio-system.svc"}}}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "istiod.istio-system.svc"}}
+	defer transport.CloseIdleConnections()
 	review := `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"r1","kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},"namespace":"default","operation":"CREATE",
 	  "object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"app","namespace":"default"},"spec":{"containers":[{"name":"app","image":"app"}]}}}}`
-	r, err := client.Post("https://127.0.0.1:15017/inject", "application/json", strings.NewReader(review))
+	r, err := (&http.Client{Transport: transport}).Post("https://127.0.0.1:15017/inject", "application/json", strings.NewReader(review))
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
 	defer r.Body.Close()
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
 	var answer struct {
 		Response struct {
@@ -324,11 +344,44 @@ func TestAPodIsInjectedOverHTTPS(t *testing.T) {
 			Patch   []byte
 		}
 	}
-	if err := json.Unmarshal(body, &answer); err != nil {
-		t.Fatal(err)
+	if err := json.Unmarshal(body, &answer); err != nil || !answer.Response.Allowed {
+		c.t.Fatalf("%v: %.1000s", err, body)
 	}
-	if !answer.Response.Allowed || !bytes.Contains(answer.Response.Patch, []byte("istio-proxy")) {
-		t.Errorf("answer: %.1000s", body)
+	return string(answer.Response.Patch)
+}
+
+func TestAPodIsInjectedOverHTTPS(t *testing.T) {
+	c := newControlPlane(t)
+	c.start()
+	if patch := c.injected(); !strings.Contains(patch, "istio-proxy") {
+		t.Errorf("no sidecar: %.1000s", patch)
+	}
+}
+
+func TestSettingsOfTheInjectionAreFollowed(t *testing.T) {
+	c := newControlPlane(t)
+	dir := t.TempDir()
+	set := func(values string) {
+		t.Helper()
+		tmp := filepath.Join(dir, ".values")
+		if err := os.WriteFile(tmp, []byte(values), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(tmp, filepath.Join(dir, "values")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(`{"global": {"proxy": {"resources": {"requests": {"cpu": "7m"}}}}}`)
+	c.start("--injection-config", dir)
+	if patch := c.injected(); !strings.Contains(patch, `"7m"`) {
+		t.Errorf("the settings are not used: %.3000s", patch)
+	}
+	set(`{"global": {"proxy": {"resources": {"requests": {"cpu": "9m"}}}}}`)
+	c.eventually("new settings are used", func() bool { return strings.Contains(c.injected(), `"9m"`) })
+	set(`{"global": {"proxy": {"logLevel": "loud"}}}`)
+	c.eventually("a mistake is in the log", func() bool { return strings.Contains(c.log.String(), "loud") })
+	if patch := c.injected(); !strings.Contains(patch, `"9m"`) {
+		t.Errorf("a mistake took the settings away: %.3000s", patch)
 	}
 }
 
