@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,10 +45,16 @@ func (w wait) run() error {
 	address := net.JoinHostPort(w.PodIP, strconv.Itoa(w.Port))
 	began := time.Now()
 	deadline := began.Add(w.For)
-	for {
-		status, err := ask(address, deadline)
-		if status == 200 {
+	var status int
+	var err error
+	for first := true; ; first = false {
+		s, e := ask(address, deadline)
+		if s == 200 {
 			return nil
+		}
+		// A request that ran out of time, as the last one may, says less than the answer before it.
+		if first || !timedOut(e) {
+			status, err = s, e
 		}
 		passed := time.Since(began)
 		pause := min(max(passed/20, shortestPause), longestPause)
@@ -91,11 +96,17 @@ func (w wait) withoutConfiguration(status int, err error) string {
 	return fmt.Sprintf("port %d: %s", w.HealthPort, outcome(status, err))
 }
 
+// timedOut: a connection, or an answer, did not come in time.
+func timedOut(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
+
 func outcome(status int, err error) string {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case timedOut(err):
 		return "no answer in time"
 	case err != nil:
 		return err.Error()
