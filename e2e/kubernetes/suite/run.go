@@ -75,6 +75,9 @@ func (r *run) tests(ctx context.Context) error {
 		return r.goTest(ctx, "scenarios", "./e2e", r.scenarios, "WEFT_E2E_KUBECTL="+filepath.Join(r.Dir, "kubectl"))
 	}))
 	failed = errors.Join(failed, r.step("weft uninstall", func() error {
+		if err := r.podsEnded(ctx, "metadata.namespace!=kube-system,metadata.namespace!=istio-system"); err != nil {
+			return err
+		}
 		return r.onNode(ctx, weft, "uninstall", "-y", "--purge")
 	}))
 	return errors.Join(failed, r.step("S71: the node's rules are as before", func() error {
@@ -92,8 +95,8 @@ func (r *run) tests(ctx context.Context) error {
 // quietRules are the node's rules with no pod but those of the system, after one with a hostPort came and went: the first makes chains
 // that stay for the next.
 func (r *run) quietRules(ctx context.Context) (node.Rules, error) {
-	if err := r.kubectl(ctx, "wait", "pods", "--all-namespaces", "--for=delete", "--field-selector=metadata.namespace!=kube-system,metadata.namespace!=kube-flannel", "--timeout=120s"); err != nil {
-		return nil, fmt.Errorf("pods of tests do not end: %w", err)
+	if err := r.podsEnded(ctx, "metadata.namespace!=kube-system"); err != nil {
+		return nil, err
 	}
 	for _, args := range [][]string{
 		{"run", "warm", "--image=docker.io/weftmesh/testapp:1", "--restart=Never", `--overrides={"spec":{"terminationGracePeriodSeconds":0,"containers":[{"name":"warm","image":"docker.io/weftmesh/testapp:1","args":["serve"],"ports":[{"containerPort":8080,"hostPort":18099}]}]}}`},
@@ -105,6 +108,14 @@ func (r *run) quietRules(ctx context.Context) (node.Rules, error) {
 		}
 	}
 	return node.ReadRules(ctx, r.Dir)
+}
+
+// podsEnded waits until no pods are left in the namespaces of a field selector: scenarios do not wait for their own.
+func (r *run) podsEnded(ctx context.Context, selector string) error {
+	if err := r.kubectl(ctx, "wait", "pods", "--all-namespaces", "--for=delete", "--field-selector="+selector, "--timeout=180s"); err != nil {
+		return fmt.Errorf("pods of tests do not end: %w", err)
+	}
+	return nil
 }
 
 // step does something and notes how long it took.
