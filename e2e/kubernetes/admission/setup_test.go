@@ -108,9 +108,7 @@ func clientConfig(s *httptest.Server, path string) registrationv1.WebhookClientC
 // register installs the chart's webhooks; only the address is this test's.
 func (c *cluster) register() {
 	c.t.Helper()
-	rendered, err := deploy.Render("istiod", deploy.Release{Name: "istiod", Namespace: "istio-system"}, map[string]any{
-		"sidecarInjectorWebhook": map[string]any{"reinvocationPolicy": "IfNeeded"},
-	})
+	rendered, err := deploy.Render("istiod", deploy.Release{Name: "istiod", Namespace: "istio-system"}, nil)
 	if err != nil {
 		c.t.Fatal(err)
 	}
