@@ -18,7 +18,7 @@ func (c *cluster) calico(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, c.path("enter"), "iptables-restore", "--noflush", "--wait=10")
 	cmd.Stdin = strings.NewReader(calicoRules)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("Calico's rules: %w: %s", err, bytes.TrimSpace(out))
+		return fmt.Errorf("load Calico's rules: %w: %s", err, bytes.TrimSpace(out))
 	}
 	c.step("Calico's rules loaded")
 	// docs.tigera.io, "Configure the Calico CNI plugins": the name, the order and the chained plugins are Calico's.

@@ -28,7 +28,7 @@ func (c *cluster) multus(ctx context.Context) error {
 	}
 	if err := c.wait(ctx, "multus", func(context.Context) error {
 		if found, err := filepath.Glob(c.path("cni", "net.d", "00-multus.conf*")); err != nil || len(found) == 0 { // a .conf or a .conflist, by the primary network's version
-			return errors.Join(errors.New("Multus has not written its file"), err)
+			return errors.Join(errors.New("no 00-multus.conf yet"), err)
 		}
 		return nil
 	}); err != nil {

@@ -19,7 +19,7 @@ const kindCluster = "weft-e2e"
 func (o options) onKind(ctx context.Context, b *programs.Builder) (err error) {
 	for _, program := range []string{"kind", "kubectl"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("Docker answers, but %s is not on PATH: install it, or use native nodes: go run ./e2e/kubernetes/suite --on native", program)
+			return fmt.Errorf("%s is not on PATH, though Docker answers: install it, or use native nodes: go run ./e2e/kubernetes/suite --on native", program)
 		}
 	}
 	archives, err := b.Images(ctx)
