@@ -164,7 +164,7 @@ func TestMistakesSayWhereWhatAndWhatToDo(t *testing.T) {
 		"unknown profile":      {sets: []string{"profile=prod"}, want: []string{`no profile "prod"`, "default, demo"}},
 		"revision with a dot":  {sets: []string{"revision=1.20"}, want: []string{`"1-20"`}},
 		"unknown mesh setting": {sets: []string{"meshConfig.acessLogFile=/dev/stdout"}, want: []string{"acessLogFile", "--force"}},
-		"index too far":        {sets: []string{"components.ingressGateways[7].enabled=true"}, want: []string{"[0]"}},
+		"index too far":        {sets: []string{"components.ingressGateways[7].enabled=true"}, want: []string{"[1]"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := Input{Sets: c.sets}

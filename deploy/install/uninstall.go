@@ -323,7 +323,29 @@ func (c *Cluster) purge(ctx context.Context, r *Removal, o UninstallOptions) err
 			return fmt.Errorf("delete ConfigMap %s/%s: %w", m.Namespace, m.Name, err)
 		}
 	}
+	if err := c.waitGone(ctx, r.Kinds, o.Timeout); err != nil {
+		return err
+	}
 	o.Progress.Done(component, time.Since(began))
+	return nil
+}
+
+// waitGone waits for definitions to go: each takes its objects along, and an installation right afterwards would meet a definition that is
+// being deleted.
+func (c *Cluster) waitGone(ctx context.Context, kinds []string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, max(limit, requestTimeout))
+	defer cancel()
+	for _, name := range kinds {
+		for {
+			_, err := c.Dynamic.Resource(crdResource).Get(ctx, name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				break
+			}
+			if pause(ctx, lookEvery) != nil {
+				return fmt.Errorf("CRD %s does not go: an object of it has a finalizer that nobody removes (kubectl get %s -A)", name, name)
+			}
+		}
+	}
 	return nil
 }
 
