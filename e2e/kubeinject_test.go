@@ -47,7 +47,7 @@ func TestS04KubeInjectGivesTheSamePod(t *testing.T) {
 		t.Errorf("READY is %s, want 2/2", got)
 	}
 
-	webhook, file := comparable(t, ns.pods("app=echo")[0]), comparable(t, byHand.pods("app=echo")[0])
+	webhook, file := podFields(t, ns.pods("app=echo")[0]), podFields(t, byHand.pods("app=echo")[0])
 	for _, key := range sortedKeys(webhook, file) {
 		if !reflect.DeepEqual(webhook[key], file[key]) {
 			t.Errorf("%s differs:\nby the webhook:   %s\nby kube-inject: %s", key, text(webhook[key]), text(file[key]))
@@ -65,8 +65,8 @@ func TestS04KubeInjectGivesTheSamePod(t *testing.T) {
 	})
 }
 
-// comparable is the pod's spec, labels and annotations by path, without what is different in every pod and every namespace.
-func comparable(t *testing.T, pod corev1.Pod) map[string]any {
+// podFields is the pod's spec, labels and annotations by path, without what is different in every pod and every namespace.
+func podFields(t *testing.T, pod corev1.Pod) map[string]any {
 	t.Helper()
 	spec := pod.Spec
 	drop := func(name string) bool { return strings.HasPrefix(name, "kube-api-access-") }
