@@ -48,7 +48,7 @@ func last(cfg *action.Configuration, name string) (*helm.Release, error) {
 	}
 	rel, ok := r.(*helm.Release)
 	if !ok {
-		return nil, fmt.Errorf("Helm release %s is of a kind (%T) that weft does not know: use helm for it", name, r)
+		return nil, fmt.Errorf("release %s of Helm is of a kind (%T) that weft does not know: use helm for it", name, r)
 	}
 	return rel, nil
 }
@@ -74,7 +74,7 @@ func (c *Cluster) apply(ctx context.Context, r Release, o Options) (*helm.Releas
 		return nil, err
 	}
 	if was != nil && !ours(was.Chart) && !o.Force {
-		return nil, fmt.Errorf("Helm release %s in namespace %s is chart %s, not weft's: another mesh is installed there. "+
+		return nil, fmt.Errorf("release %s of Helm in namespace %s is chart %s, not weft's: another mesh is installed there. "+
 			"Install beside it under a revision (--revision weft) in another namespace, or uninstall it (helm uninstall %s -n %s)",
 			r.Name, r.Namespace, was.Chart.Metadata.Name+" "+was.Chart.Metadata.Version, r.Name, r.Namespace)
 	}
@@ -154,7 +154,7 @@ func result(got any, r Release, err error) (*helm.Release, error) {
 	}
 	rel, ok := got.(*helm.Release)
 	if !ok {
-		return nil, fmt.Errorf("Helm release %s: Helm returned a %T", r.Name, got)
+		return nil, fmt.Errorf("release %s of Helm: Helm returned a %T", r.Name, got)
 	}
 	return rel, nil
 }
@@ -207,7 +207,7 @@ func explain(r Release, err error) error {
 		if strings.Contains(text, "values don't meet the specifications of the schema") {
 			return errors.New(schemaMistakes(text))
 		}
-		return fmt.Errorf("Helm release %s: %w", r.Name, err)
+		return fmt.Errorf("release %s of Helm: %w", r.Name, err)
 	}
 	object := strings.Replace(m[1], ` in namespace ""`, "", 1)
 	if owner := ownedBy.FindStringSubmatch(text); owner != nil {

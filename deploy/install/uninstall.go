@@ -218,7 +218,7 @@ func (c *Cluster) removeRelease(ctx context.Context, rel *helm.Release, limit ti
 	u.WaitStrategy, u.Timeout, u.IgnoreNotFound = kube.HookOnlyStrategy, requestTimeout, true
 	u.DeletionPropagation = "background"
 	if _, err := u.Run(rel.Name); err != nil {
-		return fmt.Errorf("Helm release %s: %w", rel.Name, err)
+		return fmt.Errorf("release %s of Helm: %w", rel.Name, err)
 	}
 	objects, err := objectsOf(rel.Manifest, rel.Namespace)
 	if err != nil {
@@ -267,11 +267,11 @@ func (c *Cluster) undoNodes(ctx context.Context, rel *helm.Release, o UninstallO
 	o.Progress.Begin(component, "telling them to undo their work")
 	got, err := up.RunWithContext(context.WithoutCancel(ctx), rel.Name, rel.Chart, values)
 	if err != nil {
-		return fmt.Errorf("Helm release %s: %w", rel.Name, err)
+		return fmt.Errorf("release %s of Helm: %w", rel.Name, err)
 	}
 	undone, ok := got.(*helm.Release)
 	if !ok {
-		return fmt.Errorf("Helm release %s: Helm returned a %T", rel.Name, got)
+		return fmt.Errorf("release %s of Helm: Helm returned a %T", rel.Name, got)
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
