@@ -111,9 +111,10 @@ func savedRules(from, text string) Rules {
 	return all
 }
 
-// ofServices says whether kube-proxy keeps the line in step with Services, or kubelet and kube-proxy made it for themselves.
+// ofServices says whether kube-proxy keeps the line in step with Services, or kubelet and kube-proxy made it for themselves, or portmap
+// for the one pod whose host port it is (CNI-DN-..., gone a moment after the pod).
 func ofServices(table, chain, line string) bool {
-	return strings.HasSuffix(table, " kube-proxy") || strings.HasPrefix(chain, "KUBE-") || strings.Contains(line, "KUBE-")
+	return strings.Contains(chain+line, "CNI-DN-") || strings.HasSuffix(table, " kube-proxy") || strings.HasPrefix(chain, "KUBE-") || strings.Contains(line, "KUBE-")
 }
 
 // Text is for a file or an error.

@@ -86,7 +86,7 @@ func (r *run) tests(ctx context.Context) error {
 			return err
 		}
 		if changes := before.Changes(after); len(changes) > 0 {
-			return fmt.Errorf("rules of the node that are not Services' differ from before the mesh:\n%s", strings.Join(changes, "\n"))
+			return fmt.Errorf("rules of the node that are not of Services or host ports differ from before the mesh:\n%s", strings.Join(changes, "\n"))
 		}
 		return nil
 	}))
