@@ -93,13 +93,13 @@ func (r *run) tests(ctx context.Context) error {
 }
 
 // quietRules are the node's rules with no pod but those of the system, after one with a hostPort came and went: the first makes chains
-// that stay for the next.
+// that stay for the next. It has a moment to end: the kubelet then deletes it after its network, not before.
 func (r *run) quietRules(ctx context.Context) (node.Rules, error) {
 	if err := r.podsEnded(ctx, "metadata.namespace!=kube-system"); err != nil {
 		return nil, err
 	}
 	for _, args := range [][]string{
-		{"run", "warm", "--image=docker.io/weftmesh/testapp:1", "--restart=Never", `--overrides={"spec":{"terminationGracePeriodSeconds":0,"containers":[{"name":"warm","image":"docker.io/weftmesh/testapp:1","args":["serve"],"ports":[{"containerPort":8080,"hostPort":18099}]}]}}`},
+		{"run", "warm", "--image=docker.io/weftmesh/testapp:1", "--restart=Never", `--overrides={"spec":{"terminationGracePeriodSeconds":1,"containers":[{"name":"warm","image":"docker.io/weftmesh/testapp:1","args":["serve"],"ports":[{"containerPort":8080,"hostPort":18099}]}]}}`},
 		{"wait", "pod/warm", "--for=condition=Ready", "--timeout=60s"},
 		{"delete", "pod/warm"},
 	} {
