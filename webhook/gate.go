@@ -19,7 +19,7 @@ import (
 // StartGate is what keeps kubelet from starting a pod's own containers before the proxy works. Both wait for the same: the
 // redirection proven and the configuration received.
 //
-// The startup probe works everywhere, and costs each pod a second, kubelet's smallest period. The hook costs one exec, 0.06 s. Its
+// The startup probe works everywhere, and costs each pod a second, kubelet's smallest period. The hook costs what Envoy takes to start. Its
 // program comes out of an image volume, so it needs Kubernetes and container runtimes that have those.
 type StartGate string
 
