@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -125,6 +126,7 @@ func (c *cluster) stop() {
 func (c *cluster) uninstall() {
 	c.t.Helper()
 	ctx := context.Background()
+	defer c.forget()
 	d, err := c.api.AppsV1().DaemonSets(system).Get(ctx, daemonSet, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		// A test that stopped it: its state is on the node.
@@ -144,6 +146,16 @@ func (c *cluster) uninstall() {
 	c.patchAgent(func(d *appsv1.DaemonSet) { d.Spec.Template.Spec.Containers[0].Args = args })
 	c.rolledOut()
 	c.stop()
+}
+
+// forget deletes what is left of the chart in the API server, so that whoever installs the mesh next finds nothing.
+func (c *cluster) forget() {
+	c.t.Helper()
+	cmd := exec.Command(filepath.Join(c.Dir, "kubectl"), "delete", "--ignore-not-found", "-f", "-")
+	cmd.Stdin = bytes.NewReader(c.manifests(nil))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		c.t.Errorf("kubectl delete: %v\n%s", err, out)
+	}
 }
 
 // patchAgent changes the DaemonSet as `kubectl edit` would.

@@ -78,6 +78,13 @@ func TestRulesThatSomebodyFlushedComeBack(t *testing.T) {
 	c.sees(p, nothing)
 	c.never(p)
 	netns := c.netns(p)
+	// Rules that are gone when the agent first looks at a pod count as a start without the plugin.
+	c.within(patience, func() string {
+		if n := c.metric("weft_node_redirected_sandboxes"); n != "1" {
+			return "pods that the agent looks after: " + n
+		}
+		return ""
+	})
 	for _, damage := range [][]string{{"flush", "ruleset"}, {"delete", "table", "inet", "weft"}} {
 		before := c.metric(`weft_node_repairs_total{reason="drift",result="repaired"}`)
 		c.command("nsenter", append([]string{"--net=" + netns, "nft"}, damage...)...)
