@@ -17,9 +17,13 @@ import (
 // ErrElsewhere is returned for pods whose processes this machine does not see: the node is another machine.
 var ErrElsewhere = errors.New("no process of the pod is visible on this machine")
 
-// Pods returns the pods of a namespace that a selector matches.
+// Pods returns the pods of a namespace, or of all with "", that a selector matches.
 func (c *Cluster) Pods(ctx context.Context, namespace, selector string) ([]corev1.Pod, error) {
-	out, err := c.Run(ctx, "", "get", "pods", "-n", namespace, "-l", selector, "-o", "json")
+	where := []string{"-n", namespace}
+	if namespace == "" {
+		where = []string{"-A"}
+	}
+	out, err := c.Run(ctx, "", append([]string{"get", "pods", "-l", selector, "-o", "json"}, where...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -72,7 +73,7 @@ func TestControlPlaneOutage(t *testing.T) {
 
 	system := system(ns)
 	replicas := len(system.pods("app=istiod"))
-	sidecars := counter(plain.weftdMetrics(), `pilot_xds`)
+	sidecars := everyProxyConnected(plain)
 	results := ns.load(45*time.Second, "http://echo/")
 	down := time.Now()
 	istiods := system.pods("app=istiod")
@@ -95,12 +96,7 @@ func TestControlPlaneOutage(t *testing.T) {
 	// Every sidecar is back, and got nothing that it still had: what changed is only the
 	// addresses of istiod, in the endpoints of its four ports: old ones gone, new ones there.
 	const ports, changes = 4, 2
-	Eventually(t, "the sidecars are connected again", func() error {
-		if n := counter(plain.weftdMetrics(), `pilot_xds`); n != sidecars {
-			return fmt.Errorf("%d are, want %d", n, sidecars)
-		}
-		return nil
-	})
+	everyProxyConnected(plain)
 	metrics := plain.weftdMetrics()
 	for kind, want := range map[string]int{"cds": 0, "eds": sidecars * ports * changes, "lds": 0, "rds": 0} {
 		if n := counter(metrics, `weft_xds_resources_sent_total{type="`+kind+`"}`); n > want {
@@ -113,6 +109,26 @@ func TestControlPlaneOutage(t *testing.T) {
 	if got := ns.readyColumn("late"); got != "2/2" {
 		t.Errorf("a pod made after the outage: READY is %s, want 2/2", got)
 	}
+}
+
+// everyProxyConnected waits until weftd has one stream for each proxy of the cluster, those of pods that an
+// earlier test is still taking away gone, and returns how many there are.
+func everyProxyConnected(plain *Namespace) (proxies int) {
+	plain.T.Helper()
+	Eventually(plain.T, "every proxy is connected", func() error {
+		pods, err := plain.Cluster.Pods(plain.T.Context(), "", "service.istio.io/canonical-name")
+		if err != nil {
+			return err
+		}
+		proxies = len(slices.DeleteFunc(pods, func(p corev1.Pod) bool {
+			return p.DeletionTimestamp != nil || p.Status.Phase != corev1.PodRunning
+		}))
+		if n := counter(plain.weftdMetrics(), `pilot_xds`); n != proxies || proxies == 0 {
+			return fmt.Errorf("weftd has %d streams, and there are %d pods with proxies", n, proxies)
+		}
+		return nil
+	})
+	return proxies
 }
 
 // late has no Service, so that what proxies are told stays what it was.
