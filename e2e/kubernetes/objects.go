@@ -172,12 +172,28 @@ func (a *APIServer) InstallDefinitions(plurals ...string) {
 	}
 }
 
-// RemoveDefinitions removes custom resource definitions and all their objects.
+// RemoveDefinitions removes custom resource definitions and all their objects, and waits until they are gone: the API
+// server takes away the objects first.
 func (a *APIServer) RemoveDefinitions(plurals ...string) {
 	a.t.Helper()
-	for _, d := range a.definitions(plurals) {
-		if err := a.Client().Delete(context.Background(), d); err != nil {
+	c, ctx := a.Client(), context.Background()
+	definitions := a.definitions(plurals)
+	for _, d := range definitions {
+		if err := c.Delete(ctx, d); err != nil {
 			a.t.Fatal(err)
+		}
+	}
+	deadline := time.Now().Add(patience)
+	for _, d := range definitions {
+		for {
+			err := c.Get(ctx, client.ObjectKeyFromObject(d), new(apiextensionsv1.CustomResourceDefinition))
+			if apierrors.IsNotFound(err) {
+				break
+			}
+			if err != nil || time.Now().After(deadline) {
+				a.t.Fatalf("%s is not gone after %s: %v", d.Name, patience, err)
+			}
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 }

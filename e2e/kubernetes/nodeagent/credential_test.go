@@ -78,6 +78,14 @@ func TestWhatAStolenTokenOfTheAgentCanDo(t *testing.T) {
 	c.patchNode(c.api, c.Node, taints(foreign...))
 	defer c.patchNode(c.api, c.Node, taints())
 	broken := corev1.Taint{Key: taint, Effect: corev1.TaintEffectNoSchedule}
+	// An API server acts by a new policy a moment after it was made, and refuses nothing until then.
+	c.within(patience, func() string {
+		_, err := own.CoreV1().Nodes().Patch(ctx, other.Name, types.MergePatchType, []byte(taints(append(other.Spec.Taints, broken)...)), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+		if err == nil {
+			return "the chart's policy is not in force"
+		}
+		return ""
+	})
 	for _, p := range []struct {
 		name, node, patch string
 		refused           string // part of the message; "" means that it is allowed

@@ -107,7 +107,8 @@ func TestRulesThatSomebodyFlushedComeBack(t *testing.T) {
 		}
 	}
 	t.Logf("longest time in which the app got around the mesh: %s", open.Round(time.Millisecond))
-	if open > time.Second {
+	// A connection whose first packet left while the rules came back is tried again by the kernel a second later, and the next of the app's attempts follows.
+	if open > 5*time.Second {
 		t.Errorf("rules were away for %s", open)
 	}
 	c.event(ns, p.Name, "RedirectRepaired", "somebody had changed them")
