@@ -52,6 +52,9 @@ func kill(ns *Namespace, pod *corev1.Pod, program string) {
 	err := ns.Cluster.Kill(pod, program, syscall.SIGKILL)
 	if errors.Is(err, ErrElsewhere) {
 		_, err = ns.Cluster.Run(ns.T.Context(), "", "delete", "pod", "-n", pod.Namespace, pod.Name, "--force", "--grace-period=0")
+		if err != nil && strings.Contains(err.Error(), "NotFound") {
+			return // it ended by itself meanwhile
+		}
 	}
 	if err != nil {
 		ns.T.Fatal(err)
@@ -77,6 +80,7 @@ func TestControlPlaneOutage(t *testing.T) {
 	results := ns.load(45*time.Second, "http://echo/")
 	down := time.Now()
 	istiods := system.pods("app=istiod")
+	t.Cleanup(func() { system.Kubectl("scale", "deploy/istiod", "--replicas="+strconv.Itoa(max(replicas, 1))) }) // whatever happens
 	system.Kubectl("scale", "deploy/istiod", "--replicas=0")
 	for _, p := range istiods {
 		kill(ns, &p, "weftd")
