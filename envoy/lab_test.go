@@ -218,6 +218,7 @@ func connectionEnd(err error) string {
 		{"EOF", "reset"},                                  // closed with nothing unread: the same to a user
 		{"server closed idle connection", "reset"},        // closed even before the request was written
 		{"client conn could not be established", "reset"}, // HTTP/2: closed before its preface was answered
+		{"use of closed network connection", "reset"},     // net/http saw the end, and closed, while it was still writing
 		{"certificate required", "certificate required"},
 		{"signed by unknown authority", "unknown authority"},
 		{"handshake failure", "handshake failure"},
