@@ -21,6 +21,7 @@ const (
 	Endpoints
 	Listener
 	Route
+	VirtualHost // delta only; Name is also VirtualHost.name: "<route config>/<host>", as in "80/reviews.default.svc.cluster.local"
 	Secret
 	NumTypes
 )
@@ -59,11 +60,12 @@ func TypeOf(url string) (Type, bool) {
 }
 
 var typeURLs = [NumTypes]string{
-	Cluster:   "type.googleapis.com/envoy.config.cluster.v3.Cluster",
-	Endpoints: "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
-	Listener:  "type.googleapis.com/envoy.config.listener.v3.Listener",
-	Route:     "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
-	Secret:    "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+	Cluster:     "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+	Endpoints:   "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+	Listener:    "type.googleapis.com/envoy.config.listener.v3.Listener",
+	Route:       "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+	VirtualHost: "type.googleapis.com/envoy.config.route.v3.VirtualHost",
+	Secret:      "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
 }
 
 // Field numbers of the messages that newResource writes by hand

@@ -28,6 +28,8 @@ type Proxy struct {
 	ServiceAccount string
 	Workload       *mesh.Workload
 	Addresses      []netip.Addr
+	Demand         *Demand // nil for eager: everything that is visible
+	Inline         bool    // on a state-of-the-world stream: route tables hold their virtual hosts (VHDS exists in delta only); always eager
 
 	own *own // see Identified
 }
