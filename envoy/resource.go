@@ -36,6 +36,7 @@ type Resource struct {
 	Segment []byte     // the same as a length-delimited `resources` entry (field 2) of DeltaDiscoveryResponse
 	Causes  []mesh.Ref // the YAML behind it, for NACKs and explain
 	Private bool       // holds a private key: only for the proxy itself, over TLS
+	VHDS    bool       // a Route that takes its virtual hosts by VHDS: its table is not complete before VHDS has said something about it
 }
 
 // Set is what one scope contains at one version: for each type the resources sorted by name.
