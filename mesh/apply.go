@@ -54,6 +54,7 @@ func (s *Store) apply(in Object) error {
 	switch o := in.Object.(type) {
 	case *corev1.Namespace:
 		setConfig(s, key, p.namespaces, s.current.namespaces, o.Name, &Namespace{meta})
+		s.report(key, discoveryProblems(&meta))
 	case *corev1.Node:
 		s.setNode(key, o.Name, nodeLocality(o.Labels))
 		s.hosts[o.Name] = nodeOf(o)
@@ -62,6 +63,7 @@ func (s *Store) apply(in Object) error {
 		s.setServices(key, []*Service{svc})
 	case *corev1.Pod:
 		s.setWorkload(key, workloadOf(o, meta, s.nodes))
+		s.report(key, discoveryProblems(&meta))
 	case *discoveryv1.EndpointSlice:
 		s.setSlice(key, sliceOf(o))
 	case *corev1.ConfigMap:

@@ -107,6 +107,11 @@ func ParseMeshConfig(text string) (*meshconfig.MeshConfig, []string, error) {
 			warnings = append(warnings, idle.field+" has no effect in this version of weft")
 		}
 	}
+	if text, ok := written.GetDefaultConfig().GetProxyMetadata()[DiscoveryVariable]; ok {
+		if _, err := ParseDiscovery(text); err != nil {
+			warnings = append(warnings, fmt.Sprintf("%s: %v: write one of them; until then sidecars are %s", discoveryField, err, DefaultDiscovery))
+		}
+	}
 	config.ExtensionProviders = providers
 	for _, p := range written.ExtensionProviders {
 		replaced := false

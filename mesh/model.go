@@ -155,6 +155,8 @@ type Workload struct {
 	ContainerPorts map[string]uint16 // by name, for Services that target a named port
 	Owner          string            // name of the controller a user thinks of: "reviews-v1"
 	OwnerKind      string            // "Deployment", "StatefulSet", "Job", ...
+
+	discovery Discovery // what the pod itself says, or empty
 }
 
 // Target is one port of a workload that at least one Service sends to.

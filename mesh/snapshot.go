@@ -160,11 +160,19 @@ func (s *Snapshot) ServerMTLS(w *Workload, port uint16) (mode MTLSMode, refs []R
 // They may be ports that no Service names.
 func (s *Snapshot) MTLSPorts(w *Workload) []uint16 { return s.peerAuthentications.ports(w) }
 
-// UID of an object that a user configures the mesh with, as the API server gave it; empty when it is not here or came from a file.
+// UID of an object that a user configures the mesh with, or of a pod or namespace, as the API server gave it; empty when it is not here or came from a file.
 func (s *Snapshot) UID(ref Ref) string {
 	name := ref.Namespace + "/" + ref.Name
 	var m *Meta
 	switch ref.Kind {
+	case "Namespace":
+		if v := s.namespaces.get(ref.Name); v != nil {
+			m = &v.Meta
+		}
+	case "Pod":
+		if v := s.workloads.get(name); v != nil {
+			m = &v.Meta
+		}
 	case "VirtualService":
 		if v := s.virtualServiceTable.get(name); v != nil {
 			m = &v.Meta

@@ -29,6 +29,7 @@ func workloadOf(in *corev1.Pod, meta Meta, nodes map[string]Locality) *Workload 
 		HostNetwork:    in.Spec.HostNetwork,
 		Terminating:    in.DeletionTimestamp != nil,
 		Injected:       injected(in),
+		discovery:      chosenDiscovery(meta.Annotations),
 	}
 	if w.ServiceAccount == "" {
 		w.ServiceAccount = "default"
