@@ -52,6 +52,11 @@ func InNetNS(path string, f func() error) error {
 		return fmt.Errorf("open network namespace: %w", err)
 	}
 	defer ns.Close()
+	return In(ns, f)
+}
+
+// In is InNetNS for a namespace that is open. It stays the same one whatever happens to its path.
+func In(ns *os.File, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		// The thread is never unlocked, so no other goroutine ever runs on it and it ends with this one. The program's first
@@ -64,12 +69,12 @@ func InNetNS(path string, f func() error) error {
 		}
 		defer home.Close()
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
+			done <- fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
 			return
 		}
 		err = f()
 		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-			err = errors.Join(err, fmt.Errorf("leave network namespace %s: %w", path, back))
+			err = errors.Join(err, fmt.Errorf("leave network namespace %s: %w", ns.Name(), back))
 		}
 		done <- err
 	}()

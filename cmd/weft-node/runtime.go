@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,6 +86,40 @@ func (r *containerRuntime) Sandboxes(ctx context.Context) ([]node.Sandbox, error
 	return out, nil
 }
 
+// Ending asks for the sandbox's state first. containerd stops a sandbox before it takes its network down. CRI-O does it after that (unverified here), but like
+// every runtime it ends the containers first: a pod of the mesh has one that runs, its sidecar, for as long as it lives.
+func (r *containerRuntime) Ending(ctx context.Context, id string) (bool, error) {
+	client, err := r.service()
+	if err != nil {
+		return false, err
+	}
+	ctx, stop := context.WithTimeout(ctx, runtimeTimeout)
+	defer stop()
+	s, err := client.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: id})
+	if status.Code(err) == codes.NotFound {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("container runtime: status of sandbox %s: %w", id, err)
+	}
+	if s.GetStatus().GetState() != cri.PodSandboxState_SANDBOX_READY {
+		return true, nil
+	}
+	list, err := client.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: id}})
+	if err != nil {
+		return false, fmt.Errorf("container runtime: containers of sandbox %s: %w", id, err)
+	}
+	runs := func(c *cri.Container) bool { return c.State != cri.ContainerState_CONTAINER_EXITED }
+	return len(list.Containers) > 0 && !slices.ContainsFunc(list.Containers, runs), nil
+}
+
+func (r *containerRuntime) service() (cri.RuntimeServiceClient, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.connect()
+	return r.client, err
+}
+
 // connect is lazy: the runtime may start after us.
 func (r *containerRuntime) connect() error {
 	if r.client != nil {
@@ -135,10 +170,7 @@ func (r *containerRuntime) follow(ctx context.Context, look chan<- struct{}, log
 }
 
 func (r *containerRuntime) events(ctx context.Context, look chan<- struct{}) error {
-	r.mu.Lock()
-	err := r.connect()
-	client := r.client
-	r.mu.Unlock()
+	client, err := r.service()
 	if err != nil {
 		return err
 	}

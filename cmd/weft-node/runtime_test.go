@@ -23,6 +23,7 @@ type pretender struct {
 	list   []*cri.PodSandbox
 	status map[string]*cri.PodSandboxStatusResponse
 	asked  int // for a status
+	runs   map[string][]cri.ContainerState
 }
 
 func newPretender(t *testing.T) (p *pretender, socket string) {
@@ -45,7 +46,7 @@ func (p *pretender) add(id, netns string, state cri.PodSandboxState, annotations
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.list = append(p.list, &cri.PodSandbox{Id: id, State: state, Annotations: annotations, Metadata: &cri.PodSandboxMetadata{Namespace: "shop", Name: "pod-" + id, Uid: "uid-" + id}})
-	r := &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: id, Linux: &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{Options: &cri.NamespaceOption{}}}}}
+	r := &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: id, State: state, Linux: &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{Options: &cri.NamespaceOption{}}}}}
 	// An excerpt of containerd's answer.
 	r.Info = map[string]string{"info": fmt.Sprintf(`{"pid":4711,"processStatus":"running","runtimeSpec":{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"pid"},{"type":"network","path":%q}]}}}`, netns)}
 	if netns == "" {
@@ -70,12 +71,45 @@ func (p *pretender) ListPodSandbox(_ context.Context, q *cri.ListPodSandboxReque
 func (p *pretender) PodSandboxStatus(_ context.Context, q *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.asked++
+	if q.Verbose {
+		p.asked++
+	}
 	r, ok := p.status[q.PodSandboxId]
-	if !ok || !q.Verbose {
+	if !ok {
 		return nil, status.Error(codes.NotFound, "no such sandbox")
 	}
 	return r, nil
+}
+
+func (p *pretender) ListContainers(_ context.Context, q *cri.ListContainersRequest) (*cri.ListContainersResponse, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out cri.ListContainersResponse
+	for id, states := range p.runs {
+		for _, s := range states {
+			if q.Filter.GetPodSandboxId() == id {
+				out.Containers = append(out.Containers, &cri.Container{PodSandboxId: id, State: s})
+			}
+		}
+	}
+	return &out, nil
+}
+
+func TestAPodEndsWhenItsSandboxIsNotReadyOrNothingRunsInItAnyMore(t *testing.T) {
+	const ready, running, exited = cri.PodSandboxState_SANDBOX_READY, cri.ContainerState_CONTAINER_RUNNING, cri.ContainerState_CONTAINER_EXITED
+	p, socket := newPretender(t)
+	p.runs = map[string][]cri.ContainerState{"lives": {exited, running}, "other": {running}, "ends": {exited, exited}}
+	for _, id := range []string{"lives", "begins", "ends"} {
+		p.add(id, "/run/netns/"+id, ready, nil)
+	}
+	p.add("stopped", "/run/netns/stopped", cri.PodSandboxState_SANDBOX_NOTREADY, nil)
+	r := &containerRuntime{endpoint: socket}
+	defer r.Close()
+	for id, want := range map[string]bool{"lives": false, "begins": false, "ends": true, "stopped": true, "gone": true} {
+		if ending, err := r.Ending(t.Context(), id); err != nil || ending != want {
+			t.Errorf("%s: ending %t, want %t (%v)", id, ending, want, err)
+		}
+	}
 }
 
 func TestOnlyReadySandboxesOfInjectedPodsWithTheirOwnNetworkAreLookedAfter(t *testing.T) {

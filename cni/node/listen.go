@@ -2,7 +2,6 @@ package node
 
 import (
 	"errors"
-	"os"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -12,15 +11,10 @@ import (
 // old kernel, rules of iptables-legacy) drift is found by the next look all the same.
 //
 // The socket keeps the namespace alive, so it is closed as soon as the runtime no longer lists the sandbox.
-func (r *Repairs) listen(s Sandbox) (stop func()) {
-	ns, err := os.Open(s.NetNS)
+func (r *Repairs) listen(w *watched) (stop func()) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: int(w.ns.Fd()), Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	if err != nil {
-		return func() {}
-	}
-	defer ns.Close()
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: int(ns.Fd()), Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
-	if err != nil {
-		r.Log.Debug("cannot listen to changes of rules", "pod", s.Namespace+"/"+s.Name, "error", err)
+		r.Log.Debug("cannot listen to changes of rules", "pod", w.Namespace+"/"+w.Name, "error", err)
 		return func() {}
 	}
 	done := make(chan struct{})
@@ -30,7 +24,7 @@ func (r *Repairs) listen(s Sandbox) (stop func()) {
 			select {
 			case <-done:
 				return
-			case r.changed <- s.ID:
+			case r.changed <- w.ID:
 			}
 			if err != nil && !isOverflow(err) {
 				return

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -29,6 +28,10 @@ type Sandboxes interface {
 	// Sandboxes lists the sandboxes that are ready (their network is complete: no plugin is at work in it any more), have a network
 	// namespace of their own, and belong to pods with redirect.Annotation.
 	Sandboxes(ctx context.Context) ([]Sandbox, error)
+
+	// Ending says that a sandbox is gone or going, or that nothing runs in it any more: its network may be taken down at this moment. It is
+	// asked after something about the rules was found wrong, so that the answer is younger than what was found.
+	Ending(ctx context.Context, id string) (bool, error)
 }
 
 // Reasons of a repair.
@@ -67,11 +70,21 @@ type Repairs struct {
 // watched is a sandbox that has been looked at.
 type watched struct {
 	Sandbox
-	right  bool // its rules have been right once
+	ns     *os.File // its network namespace: a path may come to mean another one, this cannot. Nil until it could be opened
+	right  bool     // its rules have been right once
 	due    time.Time
 	wait   time.Duration // before the next attempt, after failures
 	failed string        // what Told was told
-	stop   func()        // of listening to changes of its rules
+	quiet  func()        // ends listening to changes of its rules
+}
+
+// leave lets go of the sandbox, and of what keeps its network namespace alive.
+func (w *watched) leave() {
+	if w.ns != nil {
+		w.quiet()
+		w.ns.Close()
+		w.ns = nil
+	}
 }
 
 const (
@@ -87,7 +100,7 @@ func (r *Repairs) Run(ctx context.Context, look <-chan struct{}) {
 	defer list.Stop()
 	defer func() {
 		for _, w := range r.known {
-			w.stop()
+			w.leave()
 		}
 	}()
 	var touched <-chan time.Time
@@ -138,12 +151,12 @@ func (r *Repairs) pass(ctx context.Context) {
 			continue
 		}
 		if present[s.ID] = true; r.known[s.ID] == nil {
-			r.known[s.ID] = &watched{Sandbox: s, stop: r.listen(s)}
+			r.known[s.ID] = &watched{Sandbox: s}
 		}
 	}
 	for id, w := range r.known {
 		if !present[id] {
-			w.stop()
+			w.leave()
 			delete(r.known, id)
 		}
 	}
@@ -154,23 +167,27 @@ func (r *Repairs) pass(ctx context.Context) {
 func (r *Repairs) due(ctx context.Context) {
 	for _, w := range r.known {
 		if ctx.Err() == nil && !time.Now().Before(w.due) {
-			r.look(w)
+			r.look(ctx, w)
 		}
 	}
 }
 
 // look verifies one pod's rules and puts them right.
-func (r *Repairs) look(w *watched) {
+//
+// Rules that are gone may have been taken away by CNI DEL, because the pod ends; then there is nothing to repair and nothing to say. Runtimes end a
+// sandbox's containers, and containerd the sandbox itself, before they call DEL: asked after the rules were seen to be wrong, they know. A pod
+// that ends later than that gets its rules back in a namespace that is its own, and that nobody runs in.
+func (r *Repairs) look(ctx context.Context, w *watched) {
 	start := time.Now()
-	spec, err := redirect.Decode(w.Redirect)
-	var drift []string
-	if err != nil {
-		err = fmt.Errorf("annotation %s: %w", redirect.Annotation, err)
-	} else if err = isNamespace(w.NetNS); err == nil {
-		err = redirect.InNetNS(w.NetNS, func() (err error) {
-			drift, err = r.repair(spec)
-			return err
-		})
+	spec, drift, err := r.inspect(w)
+	if err != nil || len(drift) > 0 {
+		if ending, unknown := r.Sandboxes.Ending(ctx, w.ID); ctx.Err() != nil || unknown == nil && ending {
+			w.due = time.Now() // should it live after all, the next pass sees to it
+			return
+		}
+	}
+	if err == nil && len(drift) > 0 {
+		err = redirect.In(w.ns, func() error { return r.repair(spec) })
 	}
 	done := Repair{Sandbox: w.Sandbox, Reason: ReasonStart, Drift: drift, Took: time.Since(start), Err: err}
 	if w.right {
@@ -189,35 +206,44 @@ func (r *Repairs) look(w *watched) {
 	}
 }
 
+// inspect says how the pod's rules differ from its Spec.
+func (r *Repairs) inspect(w *watched) (spec redirect.Spec, drift []string, err error) {
+	if spec, err = redirect.Decode(w.Redirect); err != nil {
+		return spec, nil, fmt.Errorf("annotation %s: %w", redirect.Annotation, err)
+	}
+	if w.ns == nil {
+		if w.ns, err = openNamespace(w.NetNS); err != nil {
+			return spec, nil, err
+		}
+		w.quiet = r.listen(w) // before the rules are read: a change that comes after that is heard
+	}
+	err = redirect.In(w.ns, func() (err error) {
+		if drift, err = r.Backend.Verify(spec); err != nil {
+			err = fmt.Errorf("read the redirect rules: %w", err)
+		}
+		return err
+	})
+	return spec, drift, err
+}
+
 // repair runs inside the pod's network namespace.
-func (r *Repairs) repair(spec redirect.Spec) (drift []string, err error) {
-	drift, err = r.Backend.Verify(spec)
-	if err != nil {
-		return nil, fmt.Errorf("read the redirect rules: %w", err)
-	}
-	if len(drift) == 0 {
-		return nil, nil
-	}
+func (r *Repairs) repair(spec redirect.Spec) error {
 	if err := r.Backend.Apply(spec); err != nil {
-		return drift, fmt.Errorf("write the redirect rules: %w", err)
+		return fmt.Errorf("write the redirect rules: %w", err)
 	}
 	left, err := r.Backend.Verify(spec)
 	if err == nil && len(left) > 0 {
 		err = errors.New(strings.Join(left, "; "))
 	}
 	if err != nil {
-		return drift, fmt.Errorf("the redirect rules are not what was written: %w", err)
+		return fmt.Errorf("the redirect rules are not what was written: %w", err)
 	}
-	return drift, nil
+	return nil
 }
 
 func (r *Repairs) failed(w *watched, done Repair) {
-	first := w.wait == 0
 	w.wait = min(max(firstRetry, 2*w.wait), lastRetry)
 	w.due = time.Now().Add(w.wait)
-	if first && errors.Is(done.Err, fs.ErrNotExist) {
-		return // the pod has just ended; the runtime will say so
-	}
 	r.Metrics.repairs.WithLabelValues(done.Reason, "failed").Inc()
 	if text := done.Err.Error(); text != w.failed {
 		w.failed = text
@@ -225,20 +251,25 @@ func (r *Repairs) failed(w *watched, done Repair) {
 	}
 }
 
-// isNamespace explains a mistake of deployment that the kernel would only call an invalid argument.
-func isNamespace(path string) error {
+// openNamespace explains a mistake of deployment that the kernel would only call an invalid argument.
+func openNamespace(path string) (*os.File, error) {
 	if path == "" {
-		return errors.New("the container runtime's status of the sandbox names no network namespace")
+		return nil, errors.New("the container runtime's status of the sandbox names no network namespace")
+	}
+	ns, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	const nsfs = 0x6e736673
 	var s unix.Statfs_t
-	if err := unix.Statfs(path, &s); err != nil {
-		return &os.PathError{Op: "network namespace", Path: path, Err: err}
+	if err := unix.Fstatfs(int(ns.Fd()), &s); err != nil {
+		return nil, errors.Join(&os.PathError{Op: "network namespace", Path: path, Err: err}, ns.Close())
 	}
 	if s.Type != nsfs {
-		return fmt.Errorf("%s is no network namespace here: mount the host's directory of it with mountPropagation HostToContainer", path)
+		ns.Close()
+		return nil, fmt.Errorf("%s is no network namespace here: mount the host's directory of it with mountPropagation HostToContainer", path)
 	}
-	return nil
+	return ns, nil
 }
 
 func orElse(d, otherwise time.Duration) time.Duration {

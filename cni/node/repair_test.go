@@ -25,9 +25,31 @@ import (
 
 // runtime stands for the container runtime: real network namespaces, listed.
 type runtime struct {
-	mu   sync.Mutex
-	list []Sandbox
-	err  error
+	mu     sync.Mutex
+	list   []Sandbox
+	ending map[string]bool
+	asked  int // whether a sandbox is ending
+	err    error
+}
+
+func (r *runtime) Ending(_ context.Context, id string) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked++
+	return r.ending[id], r.err
+}
+
+// ends is what a runtime says of a sandbox while it lists it still.
+func (r *runtime) ends(id string, ending bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ending = map[string]bool{id: ending}
+}
+
+func (r *runtime) questions() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.asked
 }
 
 func (r *runtime) Sandboxes(context.Context) ([]Sandbox, error) {
@@ -185,12 +207,7 @@ func TestRulesThatSomebodyFlushesComeBackAtOnce(t *testing.T) {
 	h.run()
 	h.awaitRepairs(1)
 	for i := range 3 {
-		ns.Do(func() {
-			b, _ := redirect.Open(redirect.Auto)
-			if err := b.Remove(); err != nil {
-				t.Error(err)
-			}
-		})
+		remove(t, ns)
 		start := time.Now()
 		last := h.awaitRepairs(2 + i)[1+i]
 		if last.Reason != ReasonDrift || last.Err != nil {
@@ -200,6 +217,76 @@ func TestRulesThatSomebodyFlushesComeBackAtOnce(t *testing.T) {
 	}
 	if d := differs(t, ns, redirect.Default()); len(d) > 0 {
 		t.Errorf("%q", d)
+	}
+}
+
+// remove takes all rules away, as CNI DEL does.
+func remove(t *testing.T, ns *nstest.NS) {
+	t.Helper()
+	b, err := redirect.Open(redirect.Auto)
+	if err == nil {
+		ns.Do(func() { err = b.Remove() })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRulesThatWentWithTheirPodAreNotRepairedNorTold(t *testing.T) {
+	s, ns := pod(t, "job", redirect.Default())
+	h := newHealer(t, s)
+	h.run()
+	h.awaitRepairs(1)
+	h.runtime.ends(s.ID, true)
+	asked := h.runtime.questions()
+	remove(t, ns)
+	within(t, 30*time.Second, func() string { // it saw what DEL did, and saw it again in later passes
+		if n := h.runtime.questions() - asked; n < 3 {
+			return fmt.Sprintf("it asked the runtime %d times", n)
+		}
+		return ""
+	})
+	nothing := redirect.Default()
+	nothing.Mode = redirect.None
+	if d := differs(t, ns, nothing); len(d) > 0 {
+		t.Errorf("the ending pod got rules: %q", d)
+	}
+	if told := h.repairs(); len(told) != 1 {
+		t.Errorf("told %+v", told[1:])
+	}
+	// What only looked like an end (all containers were between two lives) is repaired as soon as that is known.
+	h.runtime.ends(s.ID, false)
+	if r := h.awaitRepairs(2)[1]; r.Reason != ReasonDrift || r.Err != nil {
+		t.Errorf("told %+v", r)
+	}
+}
+
+func TestANamespaceThatTookAnEndedPodsPathIsNotTouched(t *testing.T) {
+	s, own := pod(t, "cart", redirect.Default())
+	_, stranger := pod(t, "stranger", redirect.Default())
+	path := filepath.Join(t.TempDir(), "netns")
+	if err := os.Symlink(own.Path, path); err != nil {
+		t.Fatal(err)
+	}
+	s.NetNS = path
+	h := newHealer(t, s)
+	h.run()
+	h.awaitRepairs(1)
+	if err := os.Symlink(stranger.Path, path+".new"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	remove(t, own)
+	h.awaitRepairs(2)
+	if d := differs(t, own, redirect.Default()); len(d) > 0 {
+		t.Errorf("the pod's own namespace: %q", d)
+	}
+	nothing := redirect.Default()
+	nothing.Mode = redirect.None
+	if d := differs(t, stranger, nothing); len(d) > 0 {
+		t.Errorf("a stranger's namespace got the pod's rules: %q", d)
 	}
 }
 
@@ -238,6 +325,7 @@ func TestWhatCannotBeRepairedIsSaidOnce(t *testing.T) {
 	unmounted := Sandbox{ID: "u", Namespace: "shop", Name: "unmounted", Redirect: redirect.Default().Encode(), NetNS: file}
 	ended := Sandbox{ID: "e", Namespace: "shop", Name: "ended", Redirect: redirect.Default().Encode(), NetNS: file + "-gone"}
 	h := newHealer(t, forged, unmounted, ended)
+	h.runtime.ends("e", true)
 	h.run()
 	told := h.awaitRepairs(2)
 	within(t, 20*time.Second, func() string { // a second attempt
@@ -252,15 +340,15 @@ func TestWhatCannotBeRepairedIsSaidOnce(t *testing.T) {
 			t.Errorf("%s: told %+v", name, told)
 		}
 	}
-	for _, name := range []string{"forged", "unmounted"} {
+	for name, want := range map[string]int{"forged": 1, "unmounted": 1, "ended": 0} {
 		n := 0
 		for _, r := range h.repairs() {
 			if r.Name == name {
 				n++
 			}
 		}
-		if n != 1 {
-			t.Errorf("%s was told %d times", name, n)
+		if n != want {
+			t.Errorf("%s was told %d times, want %d", name, n, want)
 		}
 	}
 }
@@ -277,12 +365,7 @@ func TestAnAgentThatCannotAskTheRuntimeLooksAfterThePodsItKnows(t *testing.T) {
 		}
 		return ""
 	})
-	ns.Do(func() {
-		b, _ := redirect.Open(redirect.Auto)
-		if err := b.Remove(); err != nil {
-			t.Error(err)
-		}
-	})
+	remove(t, ns)
 	h.awaitRepairs(2)
 	// The runtime is back, the pod gone: its namespace is let go.
 	h.runtime.set(nil)
