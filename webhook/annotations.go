@@ -15,6 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/weft-mesh/weft/mesh"
 )
 
 // Annotations by which a pod's author sets up its proxy (Istio API: resource annotations).
@@ -173,10 +175,11 @@ var annotationParsers = map[string]func(u *userSettings, value string) error{
 		u.statusPort = &port
 		return nil
 	},
-	annStartGate:         func(u *userSettings, v string) (err error) { u.startGate, err = parseStartGate(v); return },
-	annReadyInitialDelay: func(u *userSettings, v string) (err error) { u.readyDelay, err = parseSeconds(v, 0); return },
-	annReadyPeriod:       func(u *userSettings, v string) (err error) { u.readyPeriod, err = parseSeconds(v, 1); return },
-	annReadyFailures:     func(u *userSettings, v string) (err error) { u.readyFailures, err = parseSeconds(v, 1); return },
+	mesh.DiscoveryAnnotation: checkDiscovery,
+	annStartGate:             func(u *userSettings, v string) (err error) { u.startGate, err = parseStartGate(v); return },
+	annReadyInitialDelay:     func(u *userSettings, v string) (err error) { u.readyDelay, err = parseSeconds(v, 0); return },
+	annReadyPeriod:           func(u *userSettings, v string) (err error) { u.readyPeriod, err = parseSeconds(v, 1); return },
+	annReadyFailures:         func(u *userSettings, v string) (err error) { u.readyFailures, err = parseSeconds(v, 1); return },
 }
 
 // setResources follows Istio's template: one of the four annotations replaces all of the mesh's requests and limits.

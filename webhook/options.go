@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-mesh/weft/deploy/release"
+	"github.com/weft-mesh/weft/mesh"
 	"github.com/weft-mesh/weft/redirect"
 )
 
@@ -120,6 +121,8 @@ type Config struct {
 	// Mesh gives the current MeshConfig; nil, or a nil result, means Istio's defaults. A changed MeshConfig must be a new
 	// message: what is derived from it is kept by its address.
 	Mesh func() *meshconfig.MeshConfig
+	// Discovery is the choice for the pods of a namespace, see [mesh.DiscoveryOf]; nil: pods have none of their own. It is called for every request.
+	Discovery func(namespace string) mesh.Discovery
 	// References lets validation warn of references that lead nowhere; nil: it does not.
 	References References
 	Log        *slog.Logger // slog.Default()

@@ -16,6 +16,8 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-mesh/weft/mesh"
 )
 
 // maxBody is what the API server may send at most: etcd's limit for an object, twice (object and oldObject), and some.
@@ -30,6 +32,7 @@ const annotationNotInjected = "weft.dev/not-injected"
 type Server struct {
 	in        atomic.Pointer[Injector]
 	namespace func(string) (map[string]string, bool)
+	discovery func(string) mesh.Discovery
 	mesh      func() *meshconfig.MeshConfig
 	log       *slog.Logger
 	mux       http.ServeMux
@@ -48,7 +51,7 @@ func New(c Config) (*Server, error) {
 	if c.Namespace == nil {
 		return nil, errors.New("injection: Config.Namespace is nil: namespace labels decide who is injected")
 	}
-	s := &Server{namespace: c.Namespace, mesh: c.Mesh, log: c.Log, verdicts: newVerdicts(), references: c.References}
+	s := &Server{namespace: c.Namespace, discovery: c.Discovery, mesh: c.Mesh, log: c.Log, verdicts: newVerdicts(), references: c.References}
 	s.in.Store(in)
 	if s.mesh == nil {
 		s.mesh = func() *meshconfig.MeshConfig { return nil }
@@ -185,6 +188,7 @@ func (s *Server) review(ctx context.Context, req *admissionv1.AdmissionRequest) 
 	if err != nil {
 		return deny(fmt.Errorf("injection of pod %s/%s: %w", namespace, podName(pod), err))
 	}
+	s.settleDiscovery(after, namespace)
 	patch, err := podPatch(pod, after)
 	if err != nil {
 		return deny(fmt.Errorf("injection of pod %s/%s: %w", namespace, podName(pod), err))

@@ -46,6 +46,9 @@ func (v view) Workload(namespace, name string) *mesh.Workload {
 	return v.snapshot.Workload(namespace, name)
 }
 
+// OnDemand reports whether the pod's sidecar is told what its workload asks for, and nothing else.
+func (v view) OnDemand(w *mesh.Workload) bool { return v.snapshot.OnDemand(w) }
+
 // run follows the source until ctx ends. Nothing is published before all of it
 // was read once: a proxy that is told half of the mesh would drop the other half.
 func (f *feed) run(ctx context.Context) error {

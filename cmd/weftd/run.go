@@ -76,6 +76,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		},
 		Options:    injection,
 		Mesh:       func() *meshconfig.MeshConfig { return store.Mesh() },
+		Discovery:  func(ns string) mesh.Discovery { return mesh.DiscoveryOf(store.Namespace(ns), store.Mesh()) },
 		References: store,
 		Log:        log,
 	})
