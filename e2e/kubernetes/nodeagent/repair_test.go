@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -52,16 +53,7 @@ func TestPodsThatStartedWithoutThePluginAreRepairedLive(t *testing.T) {
 		t.Errorf("metric of repairs: %q, want 2", v)
 	}
 	c.sees(stranger, outside)
-	c.within(patience, func() string {
-		p, err := c.api.CoreV1().Pods(ns).Get(context.Background(), job.Name, metav1.GetOptions{})
-		if err != nil {
-			return err.Error()
-		}
-		if p.Status.Phase != corev1.PodSucceeded {
-			return "the job's pod is " + string(p.Status.Phase)
-		}
-		return ""
-	})
+	c.phase(job, corev1.PodSucceeded)
 	if n := c.restarts(job); n != 0 {
 		t.Errorf("the job's pod: %d restarts", n)
 	}
@@ -115,6 +107,66 @@ func TestRulesThatSomebodyFlushedComeBack(t *testing.T) {
 	if n := c.restarts(p); n != 0 {
 		t.Errorf("%d restarts", n)
 	}
+}
+
+// TestPodsThatEndAreNotRepaired: CNI DEL takes the rules away when a Job's pod is done or a pod is deleted. That is no drift, and nobody is told of one.
+func TestPodsThatEndAreNotRepaired(t *testing.T) {
+	c := open(t)
+	ns := c.namespace()
+	c.install(nil)
+	running := c.app(ns, "deleted")
+	running.Spec.Containers[0].Args = []string{"probe", "--each=20ms", c.target}
+	running = c.start(withSidecar(running))
+	var jobs []*corev1.Pod
+	for i := range 8 {
+		job := c.app(ns, fmt.Sprintf("job-%d", i))
+		job.Spec.RestartPolicy = corev1.RestartPolicyNever
+		job.Spec.Containers[0].Args = []string{"probe", "--until=" + nothing, c.target}
+		jobs = append(jobs, c.start(job))
+	}
+	for _, job := range jobs {
+		c.phase(job, corev1.PodSucceeded)
+	}
+	c.sees(running, taken)
+	if err := c.api.CoreV1().Pods(ns).Delete(context.Background(), running.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.within(patience, func() string {
+		if n := c.metric("weft_node_redirected_sandboxes"); n != "0" {
+			return "pods that the agent looks after: " + n
+		}
+		return ""
+	})
+	if _, body := c.get("/metrics"); strings.Contains(body, "weft_node_repairs_total{") {
+		t.Errorf("repairs are counted:\n%s", body)
+	}
+	// Events are written after the metric, in their own time: one that is expected comes last.
+	c.write("01-old.conflist", strings.Replace(c.list("old", 0), "1.0.0", "0.2.0", 1))
+	c.event("default", c.Node, "MeshCNIBroken", "01-old.conflist")
+	list, err := c.api.CoreV1().Events(ns).List(context.Background(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list.Items {
+		if strings.HasPrefix(e.Reason, "Redirect") {
+			t.Errorf("event %s about %s: %s", e.Reason, e.InvolvedObject.Name, e.Message)
+		}
+	}
+}
+
+// phase waits until the pod is in a phase.
+func (c *cluster) phase(p *corev1.Pod, want corev1.PodPhase) {
+	c.t.Helper()
+	c.within(patience, func() string {
+		now, err := c.api.CoreV1().Pods(p.Namespace).Get(context.Background(), p.Name, metav1.GetOptions{})
+		if err != nil {
+			return err.Error()
+		}
+		if now.Status.Phase != want {
+			return fmt.Sprintf("pod %s is %s, want %s: %+v", p.Name, now.Status.Phase, want, now.Status.Conditions)
+		}
+		return ""
+	})
 }
 
 // netns is the path of a pod's network namespace, found on the node without the agent: by the address of the pod.

@@ -3,6 +3,7 @@ package programs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,18 +11,19 @@ import (
 	"strings"
 )
 
-// containerd makes containerd, ctr and the shim of a version: 1.x are Debian's, as its users have them, 2.x are compiled. runc is
-// Debian's for both: without libseccomp, a C library, it can start no pod.
+// containerd makes containerd, ctr, the shim and runc of a version: 1.x are Debian's, as its users have them, 2.x are compiled.
 func (b *Builder) containerd(ctx context.Context, version string) (dir string, err error) {
-	return b.once(ctx, "containerd/"+version, version, func(dir string) error {
-		if err := b.debian(ctx, dir, "runc"); err != nil {
-			return err
+	stamp := version
+	compiled := strings.HasPrefix(version, "2.")
+	if compiled {
+		stamp += " runc " + runcVersion
+	}
+	return b.once(ctx, "containerd/"+version, stamp, func(dir string) error {
+		if compiled {
+			return errors.Join(b.runc(ctx, dir), b.compile(ctx, module{path: "github.com/containerd/containerd/v2", version: "v" + version,
+				packages: []string{"./cmd/containerd", "./cmd/containerd-shim-runc-v2", "./cmd/ctr"}, flags: []string{"-ldflags=-s -w"}}, dir))
 		}
-		if strings.HasPrefix(version, "2.") {
-			return b.compile(ctx, module{path: "github.com/containerd/containerd/v2", version: "v" + version,
-				packages: []string{"./cmd/containerd", "./cmd/containerd-shim-runc-v2", "./cmd/ctr"}, flags: []string{"-ldflags=-s -w"}}, dir)
-		}
-		if err := b.debian(ctx, dir, "containerd"); err != nil {
+		if err := b.debian(ctx, dir, "runc", "containerd"); err != nil {
 			return err
 		}
 		out, err := exec.CommandContext(ctx, filepath.Join(dir, "containerd"), "--version").Output()
@@ -40,6 +42,28 @@ func (b *Builder) debian(ctx context.Context, dir string, packages ...string) er
 		return err
 	}
 	defer os.RemoveAll(tmp)
+	if err := b.unpack(ctx, tmp, packages...); err != nil {
+		return err
+	}
+	for _, bin := range []string{"root/usr/bin", "root/usr/sbin", "root/bin", "root/sbin"} {
+		entries, err := os.ReadDir(filepath.Join(tmp, bin))
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if err := os.Rename(filepath.Join(tmp, bin, e.Name()), filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// unpack downloads Debian packages into tmp, and unpacks them below tmp/root.
+func (b *Builder) unpack(ctx context.Context, tmp string, packages ...string) error {
 	// apt drops its privileges to download.
 	if err := os.Chmod(tmp, 0o777); err != nil {
 		return err
@@ -60,20 +84,6 @@ func (b *Builder) debian(ctx context.Context, dir string, packages ...string) er
 	for _, deb := range debs {
 		if err := b.run(ctx, tmp, nil, "dpkg-deb", "-x", deb, "root"); err != nil {
 			return err
-		}
-	}
-	for _, bin := range []string{"root/usr/bin", "root/usr/sbin", "root/bin", "root/sbin"} {
-		entries, err := os.ReadDir(filepath.Join(tmp, bin))
-		if os.IsNotExist(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if err := os.Rename(filepath.Join(tmp, bin, e.Name()), filepath.Join(dir, e.Name())); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -17,6 +17,7 @@ type module struct {
 	path, version string
 	packages      []string // of this module or of those it requires
 	flags         []string // of go build
+	env           []string // of go build, beside ours
 	edit          func(goMod string) string
 	// wrap is our own package main in place of the module's; it requires the module.
 	wrap func(source string) (main string, err error)
@@ -24,7 +25,7 @@ type module struct {
 
 // name is that of the directory for the copies, and of the program where it is ours.
 func (m module) name() string {
-	if m.wrap != nil {
+	if m.wrap != nil || m.packages[0] == "." {
 		return filepath.Base(m.path)
 	}
 	return filepath.Base(m.packages[0])
@@ -73,7 +74,7 @@ func (b *Builder) compile(ctx context.Context, m module, dir string) error {
 	}
 	args = append(args, "-trimpath", "-o", dir+"/")
 	args = append(args, m.flags...)
-	return b.run(ctx, in, []string{"GOWORK=off", "GOFLAGS="}, "go", append(args, m.packages...)...)
+	return b.run(ctx, in, append([]string{"GOWORK=off", "GOFLAGS="}, m.env...), "go", append(args, m.packages...)...)
 }
 
 var moduleLine = regexp.MustCompile(`(?m)^module .*$`)
