@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -37,37 +38,59 @@ type times struct {
 	queued  time.Duration // how long Envoy's main thread was runnable and had to wait for a processor
 }
 
-func BenchmarkInjectedPodStartsUntilReady(b *testing.B) {
+// bench is a sandbox with a mesh.
+type bench struct {
+	b      *testing.B
+	weft   string
+	state  string
+	dir    sandbox.Dir
+	client *sandbox.Client
+}
+
+// up brings a sandbox up, and takes it down at the end.
+func up(b *testing.B) *bench {
+	b.Helper()
 	kit.Root(b)
 	kit.Envoy(b)
 	kit.CNIPlugins(b)
 	for _, name := range []string{"weftd", "weft-cni", "testapp"} {
 		kit.Program(b, name)
 	}
-	weft := kit.Program(b, "weft")
-	state := b.TempDir()
-	run := func(stdin string, args ...string) {
-		b.Helper()
-		cmd := exec.Command(weft, append([]string{"sandbox", "--state-dir", state, "--name", "bench"}, args...)...)
-		cmd.Stdin = strings.NewReader(stdin)
-		cmd.Dir = filepath.Dir(weft)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			b.Fatalf("weft sandbox %s: %v\n%s", strings.Join(args, " "), err, out)
-		}
-	}
-	run("", "up")
-	b.Cleanup(func() { run("", "down") })
-	run("", "label", "namespace", "default", "istio-injection=enabled")
-	dir, err := sandbox.Open(state, "bench")
+	s := &bench{b: b, weft: kit.Program(b, "weft"), state: b.TempDir()}
+	s.run("", "up")
+	b.Cleanup(func() { s.run("", "down") })
+	dir, err := sandbox.Open(s.state, "bench")
 	if err != nil {
 		b.Fatal(err)
 	}
-	client := sandbox.NewClient(dir)
+	s.dir, s.client = dir, sandbox.NewClient(dir)
+	return s
+}
+
+// run runs a verb of the sandbox and returns what it printed.
+func (s *bench) run(stdin string, args ...string) string {
+	s.b.Helper()
+	cmd := exec.Command(s.weft, append([]string{"sandbox", "--state-dir", s.state, "--name", "bench"}, args...)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	cmd.Dir = filepath.Dir(s.weft)
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		s.b.Fatalf("weft sandbox %s: %v\n%s%s", strings.Join(args, " "), err, out, errs.String())
+	}
+	return string(out)
+}
+
+func BenchmarkInjectedPodStartsUntilReady(b *testing.B) {
+	s := up(b)
+	run, dir, client := s.run, s.dir, s.client
+	run("", "label", "namespace", "default", "istio-injection=enabled")
 
 	var all []times
 	one := func(i int) times {
 		name := fmt.Sprintf("pod-%d", i)
-		t, err := follow(b.Context(), client, dir, name, func() {
+		t, err := follow(b.Context(), client, dir, "default", name, func() {
 			run(fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %s, labels: {app: web}},
 				spec: {containers: [{name: app, image: "docker.io/weftmesh/testapp:1"}]}}`, name), "apply", "-f", "-")
 		})
@@ -107,7 +130,7 @@ func BenchmarkInjectedPodStartsUntilReady(b *testing.B) {
 var errDone = errors.New("done")
 
 // follow applies a pod and notes when each step is seen.
-func follow(ctx context.Context, c *sandbox.Client, dir sandbox.Dir, name string, apply func()) (t times, err error) {
+func follow(ctx context.Context, c *sandbox.Client, dir sandbox.Dir, namespace, name string, apply func()) (t times, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	kind, ok := store.Resource("pods")
@@ -123,7 +146,7 @@ func follow(ctx context.Context, c *sandbox.Client, dir sandbox.Dir, name string
 		}
 	}
 	var last *corev1.Pod
-	err = c.Watch(ctx, sandbox.Query{Kind: kind, Namespace: "default"}, func(e store.EventType, o store.Object) error {
+	err = c.Watch(ctx, sandbox.Query{Kind: kind, Namespace: namespace}, func(e store.EventType, o store.Object) error {
 		pod, ok := o.(*corev1.Pod)
 		if !ok || pod.Name != name || e == store.Deleted {
 			return nil
@@ -165,40 +188,63 @@ func follow(ctx context.Context, c *sandbox.Client, dir sandbox.Dir, name string
 
 // processor reads what the kernel's scheduler knows of the Envoy in a network namespace (Linux: /proc/PID/schedstat).
 func processor(netns string) (cpu, queued time.Duration, err error) {
-	want, err := os.Stat(netns)
+	pid, err := envoyIn(netns)
 	if err != nil {
 		return 0, 0, err
 	}
-	found, err := filepath.Glob("/proc/[0-9]*/task/*/schedstat")
+	return pid.processor()
+}
+
+// process is a PID.
+type process int
+
+// envoyIn finds the Envoy in a network namespace.
+func envoyIn(netns string) (process, error) {
+	want, err := os.Stat(netns)
+	if err != nil {
+		return 0, err
+	}
+	found, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return 0, err
+	}
+	for _, dir := range found {
+		// Processes end while this looks.
+		exe, _ := os.Readlink(filepath.Join(dir, "exe"))
+		if filepath.Base(exe) != "envoy" {
+			continue
+		}
+		if ns, err := os.Stat(filepath.Join(dir, "ns/net")); err != nil || !os.SameFile(ns, want) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		return process(pid), err
+	}
+	return 0, fmt.Errorf("no Envoy in network namespace %s", netns)
+}
+
+// processor is the time that all threads ran, and the time that the main thread was runnable and had to wait.
+func (p process) processor() (cpu, queued time.Duration, err error) {
+	found, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p))
 	if err != nil {
 		return 0, 0, err
 	}
 	for _, file := range found {
-		task := filepath.Dir(file)
-		process := filepath.Dir(filepath.Dir(task))
-		// Processes end while this looks.
-		exe, _ := os.Readlink(filepath.Join(process, "exe"))
-		if filepath.Base(exe) != "envoy" {
-			continue
-		}
-		if ns, err := os.Stat(filepath.Join(process, "ns/net")); err != nil || !os.SameFile(ns, want) {
-			continue
-		}
 		text, err := os.ReadFile(file)
 		if err != nil {
-			continue
+			continue // a thread that has ended
 		}
 		var ran, waited int64
 		if _, err := fmt.Sscan(string(text), &ran, &waited); err != nil {
 			return 0, 0, fmt.Errorf("%s: %q: %w", file, text, err)
 		}
 		cpu += time.Duration(ran)
-		if filepath.Base(task) == filepath.Base(process) {
+		if filepath.Base(filepath.Dir(file)) == strconv.Itoa(int(p)) {
 			queued = time.Duration(waited)
 		}
 	}
 	if cpu == 0 {
-		return 0, 0, fmt.Errorf("no Envoy in network namespace %s", netns)
+		return 0, 0, fmt.Errorf("process %d has ended", p)
 	}
 	return cpu, queued, nil
 }
