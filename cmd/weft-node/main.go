@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-mesh/weft/cmd/logging"
 	"github.com/weft-mesh/weft/cni/node"
 )
 
@@ -53,8 +53,7 @@ type options struct {
 	withTaint  bool
 	taintAfter time.Duration
 
-	logLevel  string
-	logFormat string
+	logs logging.Flags
 }
 
 func newCommand() *cobra.Command {
@@ -78,7 +77,7 @@ back what it did.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := o.logger()
+			log, err := o.logs.Logger(os.Stderr)
 			if err != nil {
 				return err
 			}
@@ -107,8 +106,7 @@ back what it did.`,
 	f.BoolVar(&o.readPods, "read-pods", false, "watch this node's pods, to answer the plugin where the container runtime passes it no pod annotations (Multus, containerd before 1.5); needs list and watch on pods")
 	f.BoolVar(&o.withTaint, "taint", true, "keep the node's taint "+taintKey)
 	f.DurationVar(&o.taintAfter, "taint-after", 3*time.Second, "how long the chain must be broken before the node is tainted")
-	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	o.logs.Add(f)
 	cmd.AddCommand(uninstallCommand(&o))
 	return cmd
 }
@@ -127,20 +125,4 @@ func besideUs(name string) string {
 		return name
 	}
 	return filepath.Join(filepath.Dir(self), name)
-}
-
-// logger writes to standard error.
-func (o *options) logger() (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", o.logLevel)
-	}
-	h := &slog.HandlerOptions{Level: level}
-	switch o.logFormat {
-	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, h)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, h)), nil
-	}
-	return nil, fmt.Errorf("--log-format %q: want text or json", o.logFormat)
 }

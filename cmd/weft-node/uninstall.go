@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -34,7 +35,7 @@ accepted, so "uninstall --stay" is put before the arguments that are there.`,
 			if !stay {
 				return o.installation().Uninstall()
 			}
-			log, err := o.logger()
+			log, err := o.logs.Logger(os.Stderr)
 			if err != nil {
 				return err
 			}

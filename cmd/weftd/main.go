@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-mesh/weft/cmd/logging"
 	"github.com/weft-mesh/weft/deploy/release"
 	"github.com/weft-mesh/weft/webhook"
 )
@@ -62,8 +62,7 @@ type options struct {
 	rootNamespace    string
 	discoveryAddress string
 
-	logLevel  string
-	logFormat string
+	logs logging.Flags
 }
 
 func newCommand() *cobra.Command {
@@ -92,7 +91,7 @@ there, and replaced without a restart when the files or the Secret change.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := o.logger()
+			log, err := o.logs.Logger(os.Stderr)
 			if err != nil {
 				return err
 			}
@@ -133,23 +132,6 @@ there, and replaced without a restart when the files or the Secret change.`,
 	f.StringVar(&o.rootNamespace, "root-namespace", "istio-system", "namespace of mesh-wide configuration and of this control plane")
 	f.StringVar(&o.discoveryAddress, "discovery-address", "", "`ADDRESS` that injected proxies connect to (default istiod.ROOT-NAMESPACE.svc:15012)")
 
-	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	o.logs.Add(f)
 	return cmd
-}
-
-// logger writes to standard error.
-func (o *options) logger() (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", o.logLevel)
-	}
-	h := &slog.HandlerOptions{Level: level}
-	switch o.logFormat {
-	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, h)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, h)), nil
-	}
-	return nil, fmt.Errorf("--log-format %q: want text or json", o.logFormat)
 }
