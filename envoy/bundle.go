@@ -23,6 +23,7 @@ type bundle struct {
 	resources []*Resource   // clusters, endpoints, listeners of its own addresses and their routes
 	vhosts    []portHost    // for the routes of ports that several hosts share
 	chains    []sharedChain // for listeners on ports that several hosts share
+	beside    [][]string    // clusters that one connection may need at once: those of one inline table, with its mirrors
 }
 
 // portHost is a virtual host in the RouteConfiguration of one port.
@@ -42,7 +43,8 @@ func (b *bundle) fits(c client) bool {
 	}
 	return (b.uses&usesNamespace == 0 || b.client.namespace == c.namespace) &&
 		(b.uses&usesLabels == 0 || b.client.namespace == c.namespace && b.client.class == c.class) &&
-		(b.uses&usesLocality == 0 || b.client.locality == c.locality)
+		(b.uses&usesLocality == 0 || b.client.locality == c.locality) &&
+		(b.uses&usesDiscovery == 0 || b.client.lazy == c.lazy)
 }
 
 // A pool holds what Worlds and scopes share: bundles by host, and single Resources by content.
@@ -51,6 +53,8 @@ type pool struct {
 	hosts     map[string][]*bundle
 	resources map[content]*Resource
 	swept     uint64
+
+	askedVersion atomic.Uint64 // of the newest Set that was made for a Demand
 }
 
 type content struct {
@@ -74,6 +78,13 @@ func (p *pool) intern(resources []*Resource) {
 			p.resources[key] = r
 		}
 	}
+}
+
+// one interns a single resource.
+func (p *pool) one(r *Resource) *Resource {
+	list := []*Resource{r}
+	p.intern(list)
+	return list[0]
 }
 
 func (p *pool) candidates(host string) []*bundle {
@@ -185,7 +196,7 @@ func (b *bundle) takeOver(old *bundle) {
 // takeOver replaces virtual hosts by old ones that say the same.
 func takeOver(old, fresh []portHost) {
 	for i, h := range fresh {
-		j := slices.IndexFunc(old, func(o portHost) bool { return o.port == h.port && o.name == h.name })
+		j := slices.IndexFunc(old, func(o portHost) bool { return o.port == h.port && o.Name == h.Name })
 		if j >= 0 && old[j].equal(h.virtualHost) {
 			fresh[i] = old[j]
 		}

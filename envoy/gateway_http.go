@@ -128,7 +128,7 @@ func (b *gatewayBuilder) gatewayRoutes(name string, servers []*gatewayServer) *R
 	for host, h := range hosts {
 		out = append(out, h.virtualHost(host, port))
 	}
-	slices.SortFunc(out, func(a, b *virtualHost) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(out, func(a, b *virtualHost) int { return strings.Compare(a.Name, b.Name) })
 	return routeTable(name, out)
 }
 
@@ -143,7 +143,7 @@ func (h *gatewayHost) virtualHost(host string, port uint16) *virtualHost {
 	if h.secure {
 		m.RequireTls = route.VirtualHost_ALL
 	}
-	return &virtualHost{name: m.Name, domains: m.Domains, body: marshal(m), causes: h.causes}
+	return virtualHostOf(m, h.causes...)
 }
 
 func rank(r *route.Route) int {

@@ -42,10 +42,10 @@ var update = flag.Bool("update", false, "rewrite testdata/*/out.yaml")
 // A golden directory holds in.yaml, what a user adds to testdata/bookinfo.yaml, and out.yaml, what that changes in the
 // configuration of one proxy. The first line of in.yaml may name the proxy:
 //
-//	# proxy: pod.namespace [gateway|inbound] [full]
+//	# proxy: pod.namespace [gateway|inbound|inline] [full] [on-demand name...]
 //
 // Shown is what a sidecar's app reaches ("outbound"); "inbound" shows its own side instead, "full" also what does not differ
-// from plain Bookinfo.
+// from plain Bookinfo. "inline" is a state-of-the-world stream, "on-demand" a sidecar whose workload has asked for the names that follow.
 func TestGoldens(t *testing.T) {
 	ins, err := filepath.Glob("testdata/*/in.yaml")
 	if err != nil || len(ins) == 0 {
@@ -101,7 +101,8 @@ func setsOf(t *testing.T, w *World, in string) []*Set {
 	sets := w.Sets(proxyOf(t, w, in))
 	inbound, gateway := slices.Contains(shown(in), "inbound"), slices.Contains(shown(in), "gateway")
 	return slices.DeleteFunc(sets, func(s *Set) bool {
-		return !gateway && inbound == strings.HasPrefix(s.Scope, "outbound/")
+		kind, _, _ := strings.Cut(s.Scope, "/")
+		return !gateway && inbound == slices.Contains([]string{"outbound", "outbound-inline", "on-demand", "asked"}, kind)
 	})
 }
 
@@ -118,6 +119,17 @@ func proxyOf(t *testing.T, w *World, in string) Proxy {
 		p.Workload = &mesh.Workload{Meta: mesh.Meta{Ref: mesh.Ref{Kind: "Pod", Namespace: p.Namespace, Name: p.Pod}}}
 	}
 	p.ServiceAccount = p.Workload.ServiceAccount
+	if i := slices.Index(words, "on-demand"); i >= 0 {
+		p.Demand = &Demand{Workload: p.Namespace + "/" + p.ServiceAccount}
+		for _, name := range words[i+1:] {
+			t := VirtualHost
+			if strings.Contains(name, "|") {
+				t = Cluster
+			}
+			p.Demand = p.Demand.With(t, name)
+		}
+	}
+	p.Inline = slices.Contains(words, "inline")
 	p.Addresses = p.Workload.Addresses
 	return p
 }
@@ -219,6 +231,7 @@ func validate(t *testing.T, sets []*Set) {
 func static(t *testing.T, sets []*Set) *bootstrap.Bootstrap {
 	t.Helper()
 	routes := map[string]*route.RouteConfiguration{}
+	var hosts []*route.VirtualHost
 	endpoints := map[string]*endpoint.ClusterLoadAssignment{}
 	b := &bootstrap.Bootstrap{
 		Node:            &core.Node{Id: "sidecar~10.244.0.5~sleep.default~default.svc.cluster.local", Cluster: "sleep.default"},
@@ -242,6 +255,14 @@ func static(t *testing.T, sets []*Set) *bootstrap.Bootstrap {
 				t.Errorf("%s: %v", r.Name, err)
 			}
 			routes[r.Name] = m
+		case *route.VirtualHost:
+			if err := m.ValidateAll(); err != nil {
+				t.Errorf("%s: %v", r.Name, err)
+			}
+			if m.Name != r.Name {
+				t.Errorf("virtual host %q as resource %q: Envoy would never remove it", m.Name, r.Name)
+			}
+			hosts = append(hosts, m)
 		case *listener.Listener:
 			if err := m.ValidateAll(); err != nil {
 				t.Errorf("%s: %v", r.Name, err)
@@ -266,6 +287,19 @@ func static(t *testing.T, sets []*Set) *bootstrap.Bootstrap {
 		b.StaticResources.Clusters = append(b.StaticResources.Clusters, &cluster.Cluster{Name: blackHoleCluster})
 	}
 	b.StaticResources.Listeners = append(b.StaticResources.Listeners, listeners...)
+	for _, h := range hosts {
+		name, _, _ := strings.Cut(h.Name, "/")
+		table := routes[name]
+		if table.GetVhds() == nil && len(table.GetVirtualHosts()) == 0 {
+			t.Errorf("virtual host %s is in no table", h.Name)
+			continue
+		}
+		table.Vhds = nil
+		table.VirtualHosts = append(table.VirtualHosts, h)
+	}
+	for _, table := range routes {
+		table.Vhds = nil // of a table without any host yet
+	}
 	secrets := map[string]*tls.Secret{}
 	rewrite(t, b.ProtoReflect(), func(m proto.Message) {
 		switch m := m.(type) {

@@ -68,10 +68,14 @@ func clientHTTPFilters() []*hcm.HttpFilter {
 func httpRouter() *hcm.HttpFilter { return httpFilter(routerName, &router.Router{}) }
 
 // outboundHTTP is the filter of a sidecar's listeners for the requests of its own app.
-func outboundHTTP(m *meshconfig.MeshConfig, statPrefix, routeName string) *listener.Filter {
+func (c client) outboundHTTP(m *meshconfig.MeshConfig, statPrefix, routeName string) *listener.Filter {
 	h := httpConnectionManager(m, statPrefix)
 	h.RouteSpecifier = routeByRDS(routeName)
 	h.StripTrailingHostDot = true // "reviews.default.svc.cluster.local." is what callers write who want no search domains
 	h.HttpFilters = clientHTTPFilters()
+	if c.lazy {
+		h.HttpFilters = append([]*hcm.HttpFilter{askFirst()}, h.HttpFilters...)
+		h.StreamIdleTimeout = durationpb.New(holdAtMost)
+	}
 	return networkFilter(hcmName, h)
 }

@@ -68,7 +68,7 @@ spec: {mtls: {mode: ` + mode + `}}
 
 func labProxy(s *mesh.Snapshot) Proxy {
 	return Proxy{
-		Kind: Sidecar, Namespace: "default", Pod: "app-1", ServiceAccount: "app",
+		Kind: Sidecar, Inline: true, Namespace: "default", Pod: "app-1", ServiceAccount: "app",
 		Workload:  s.Workload("default", "app-1"),
 		Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("fd77::2")},
 	}

@@ -97,7 +97,7 @@ func TestTwoSidecarsUnderstandEachOther(t *testing.T) {
 		world = NewWorld(s, nil)
 		serverSets := append(world.Sets(labProxy(s)), l.secrets("app"))
 		clientSets := append(world.Sets(Proxy{
-			Kind: Sidecar, Namespace: "default", Pod: "client-1", ServiceAccount: "client",
+			Kind: Sidecar, Inline: true, Namespace: "default", Pod: "client-1", ServiceAccount: "client",
 			Workload:  s.Workload("default", "client-1"),
 			Addresses: []netip.Addr{l.outside.v4, l.outside.v6},
 		}), l.secrets("client"))

@@ -3,44 +3,58 @@ package envoy
 import (
 	"maps"
 	"slices"
-	"strconv"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	"google.golang.org/protobuf/proto"
 
 	meshconfig "istio.io/api/mesh/v1alpha1"
 
 	"github.com/weft-mesh/weft/mesh"
 )
 
-// outboundSet is what the sidecars of one class of clients need to reach the mesh.
-func (w *World) outboundSet(p Proxy) *Set {
+// outboundSets are what the sidecars of one class of clients need to reach the mesh; for those that ask host by host, the part
+// that they all have and the part that their workload has asked for.
+func (w *World) outboundSets(p Proxy) []*Set {
+	s, c := w.outboundScope(p)
+	if !c.lazy {
+		return []*Set{s.set}
+	}
+	return []*Set{s.set, w.askedSet(p.Demand, s, c)}
+}
+
+// outboundScope is the class that a sidecar belongs to.
+func (w *World) outboundScope(p Proxy) (*scope, client) {
 	c := w.clientOf(p)
-	s := w.scope(scopeName("outbound", c), c, w.buildOutbound)
+	c.inline = p.Inline
+	c.lazy = p.Demand != nil && !p.Inline
+	s := w.scope(outboundName(c), c, w.buildOutbound)
 	if s.uses&usesLocality == 0 || p.Workload == nil || p.Workload.Locality == (mesh.Locality{}) {
-		return s.set
+		return s, c
 	}
 	c.locality = p.Workload.Locality
-	return w.scope(scopeName("outbound", c), c, w.buildOutbound).set
+	return w.scope(outboundName(c), c, w.buildOutbound), c
+}
+
+func outboundName(c client) string {
+	switch {
+	case c.inline:
+		return scopeName("outbound-inline", c)
+	case c.lazy:
+		return scopeName("on-demand", c)
+	}
+	return scopeName("outbound", c)
 }
 
 // outboundParts are the bundles of a scope and what was made of them together.
 type outboundParts struct {
-	bundles []*bundle
+	bundles []*bundle // by host
 	config  *meshconfig.MeshConfig
 	index   *routeIndex
 	ports   map[uint16]*sharedPort
+	beside  map[string][]string // see bundle.beside
 
 	strangers *strangers
-}
-
-// A sharedPort is a port on which several hosts take connections.
-type sharedPort struct {
-	hosts     []*virtualHost
-	chains    []sharedChain
-	resources []*Resource
 }
 
 func (w *World) buildOutbound(v *view, old *scope) (*Set, any) {
@@ -65,34 +79,54 @@ func (w *World) buildOutbound(v *view, old *scope) (*Set, any) {
 	resources := []*Resource{virtualOutbound(parts.config), blackHole(parts.config), passthrough(parts.config)}
 	w.pool.intern(resources)
 	for _, b := range parts.bundles {
-		resources = append(resources, b.resources...)
+		for _, r := range b.resources {
+			if !v.client.lazy || r.Type != Cluster && r.Type != Endpoints { // those are asked for
+				resources = append(resources, r)
+			}
+		}
 		for _, h := range b.vhosts {
 			parts.port(h.port).hosts = append(parts.port(h.port).hosts, h.virtualHost)
 		}
 		for _, c := range b.chains {
 			parts.port(c.port).chains = append(parts.port(c.port).chains, c)
 		}
+		for _, group := range b.beside {
+			parts.together(group)
+		}
 	}
 	for _, h := range parts.strangers.hosts {
 		parts.port(h.port).hosts = append(parts.port(h.port).hosts, h.virtualHost)
 	}
 	for number, p := range parts.ports {
-		f := former.ports[number]
-		if f != nil && former.config == parts.config && slices.Equal(f.hosts, p.hosts) &&
-			slices.EqualFunc(f.chains, p.chains, sharedChain.equal) {
-			p.resources = f.resources
-		} else {
-			p.build(number, parts.config)
-			w.pool.intern(p.resources)
-		}
+		p.build(v.client, parts.config, former.config, former.ports[number], w.pool)
 		resources = append(resources, p.resources...)
+		if !v.client.lazy && !v.client.inline {
+			for _, h := range p.owners {
+				if h != nil {
+					resources = append(resources, h.Resource)
+				}
+			}
+		}
 	}
-	return newSet(scopeName("outbound", v.client), w.snap.Version(), old.set, resources), parts
+	return newSet(outboundName(v.client), w.snap.Version(), old.set, resources), parts
+}
+
+// together notes which clusters a request to each cluster of a group needs besides.
+func (p *outboundParts) together(group []string) {
+	if len(group) < 2 {
+		return
+	}
+	if p.beside == nil {
+		p.beside = map[string][]string{}
+	}
+	for _, c := range group {
+		p.beside[c] = append(p.beside[c], group...)
+	}
 }
 
 func (p *outboundParts) port(number uint16) *sharedPort {
 	if p.ports[number] == nil {
-		p.ports[number] = &sharedPort{}
+		p.ports[number] = &sharedPort{number: number}
 	}
 	return p.ports[number]
 }
@@ -129,7 +163,7 @@ func strangersOf(v *view, parts *outboundParts, former *strangers) *strangers {
 			continue
 		}
 		if routes := f.httpRoutes(vs, at); len(routes) > 0 {
-			vh := newVirtualHost(virtualHostName(host, at.port), []string{host}, routes, vs.Ref)
+			vh := newVirtualHost(vhdsName(host, at.port), []string{host}, routes, vs.Ref)
 			out.hosts = append(out.hosts, portHost{at.port, vh})
 		}
 	}
@@ -140,72 +174,11 @@ func strangersOf(v *view, parts *outboundParts, former *strangers) *strangers {
 	return out
 }
 
-// build makes the listener and the routes of a shared port.
-func (p *sharedPort) build(number uint16, m *meshconfig.MeshConfig) {
-	if slices.Contains(sidecarPorts, number) {
-		return // the sidecar's own listeners are there
-	}
-	name := strconv.Itoa(int(number))
-	l := outboundListener(m, "0.0.0.0_"+name, tcpAddress("0.0.0.0", uint32(number)))
-	l.AdditionalAddresses = []*listener.AdditionalAddress{{Address: tcpAddress("::", uint32(number))}}
-	l.DefaultFilterChain = catchAllChain(m)
-	var refs []mesh.Ref
-	if len(p.hosts) > 0 {
-		table := routeTable(name, append(slices.Clone(p.hosts), catchAll(m)))
-		for _, c := range table.Causes {
-			if c.Kind == "Service" {
-				refs = append(refs, c)
-			}
-		}
-		p.resources = append(p.resources, table)
-		l.FilterChains = append(l.FilterChains, httpChain(outboundHTTP(m, "outbound_"+l.Name, name)))
-	}
-	taken := map[string]bool{}
-	for _, c := range p.chains {
-		chain := &listener.FilterChain{}
-		if proto.Unmarshal(c.body, chain) != nil {
-			continue // not reached: body came from marshal
-		}
-		if c.last {
-			l.DefaultFilterChain = chain
-			continue
-		}
-		// Two chains that ask for the same server name make Envoy refuse the listener.
-		m := chain.FilterChainMatch
-		if len(m.ServerNames) == 0 { // all names
-			if !taken["*"] {
-				taken["*"] = true
-				l.FilterChains = append(l.FilterChains, chain)
-			}
-			continue
-		}
-		m.ServerNames = slices.DeleteFunc(m.ServerNames, func(n string) bool { return taken[n] })
-		if len(m.ServerNames) == 0 {
-			continue
-		}
-		for _, n := range m.ServerNames {
-			taken[n] = true
-		}
-		l.FilterChains = append(l.FilterChains, chain)
-	}
-	if len(l.FilterChains) > 0 {
-		// The port is declared HTTP or takes only TLS, so clients speak first and may take their time; unless the default is
-		// somebody's TCP.
-		patience := m.GetProtocolDetectionTimeout().AsDuration()
-		if slices.ContainsFunc(p.chains, func(c sharedChain) bool { return c.last }) {
-			patience = sniffPatience(m)
-		}
-		sniff(l, patience)
-	}
-	r := newResource(Listener, l.Name, l)
-	r.Causes = refs // in the order of the table, each once
-	p.resources = append(p.resources, r)
-}
-
 // catchAll is the virtual host for all names that nobody has: they pass, or get 502 (Istio API: MeshConfig.outboundTrafficPolicy).
-func catchAll(m *meshconfig.MeshConfig) *virtualHost {
+func catchAll(m *meshconfig.MeshConfig, port uint16) *virtualHost {
+	name := vhdsName("*", port)
 	if registryOnly(m) {
-		return newVirtualHost("block_all", []string{"*"}, routesOf(&route.Route{
+		return newVirtualHost(name, []string{"*"}, routesOf(&route.Route{
 			Name:   "block_all",
 			Match:  matchAll(),
 			Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 502}},
@@ -213,7 +186,7 @@ func catchAll(m *meshconfig.MeshConfig) *virtualHost {
 	}
 	a := routeAction()
 	a.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: passthroughCluster}
-	return newVirtualHost("allow_any", []string{"*"}, routesOf(&route.Route{
+	return newVirtualHost(name, []string{"*"}, routesOf(&route.Route{
 		Name:   "allow_any",
 		Match:  matchAll(),
 		Action: &route.Route_Route{Route: a},

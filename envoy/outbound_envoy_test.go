@@ -149,7 +149,7 @@ func (w *web) with(documents string) {
 	w.l.t.Helper()
 	s := snapshotOf(w.l.t, outboundMesh+documents)
 	sets := append(NewWorld(s, nil).Sets(Proxy{
-		Kind: Sidecar, Namespace: "default", Pod: "client", ServiceAccount: "client",
+		Kind: Sidecar, Inline: true, Namespace: "default", Pod: "client", ServiceAccount: "client",
 		Workload:  s.Workload("default", "client"),
 		Addresses: []netip.Addr{w.l.pod.v4, w.l.pod.v6},
 	}), w.l.secrets("client"))

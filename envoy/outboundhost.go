@@ -71,15 +71,15 @@ func (h *hostBuilder) listen(p mesh.Port) {
 
 // httpPort adds the virtual host of a port.
 func (h *hostBuilder) httpPort(p mesh.Port) {
-	vh := h.virtualHost(p, hostDomains(h.svc, h.client.namespace, h.snap.ClusterDomain()))
+	vh := h.virtualHost(p, vhdsName(h.svc.Host, p.Number), hostDomains(h.svc, h.client.namespace, h.snap.ClusterDomain()))
 	h.out.vhosts = append(h.out.vhosts, portHost{p.Number, vh})
 	if h.svc.Resolution == mesh.ResolutionHeadless && p.TargetPort != 0 && p.TargetPort != p.Number {
 		// No address translation stands between the client and the pod: what can be dialed is the pod's port.
-		h.out.vhosts = append(h.out.vhosts, portHost{p.TargetPort, vh})
+		h.out.vhosts = append(h.out.vhosts, portHost{p.TargetPort, vh.as(vhdsName(h.svc.Host, p.TargetPort), vh.domains, vh.Causes...)})
 	}
 }
 
-func (h *hostBuilder) virtualHost(p mesh.Port, domains []string) *virtualHost {
+func (h *hostBuilder) virtualHost(p mesh.Port, name string, domains []string) *virtualHost {
 	svc := h.alias()
 	vs := h.routed.http
 	if vs == nil && svc != h.svc {
@@ -87,7 +87,6 @@ func (h *hostBuilder) virtualHost(p mesh.Port, domains []string) *virtualHost {
 	}
 	refs := []mesh.Ref{h.svc.Ref}
 	at := routeSite{gateway: "mesh", port: p.Number}
-	name := virtualHostName(h.svc.Host, p.Number)
 	if vs != nil {
 		if routes := h.httpRoutes(vs, at); len(routes) > 0 {
 			return newVirtualHost(name, domains, routes, append(refs, vs.Ref)...)
@@ -117,13 +116,16 @@ func (h *hostBuilder) ownListener(p mesh.Port, addresses []netip.Addr, port uint
 	chains := h.l4Chains(p)
 	switch p.Protocol {
 	case mesh.ProtocolAuto:
+		h.uses |= usesDiscovery
 		routeName := virtualHostName(h.svc.Host, p.Number)
 		if !slices.ContainsFunc(h.out.resources, func(r *Resource) bool { return r.Type == Route && r.Name == routeName }) {
 			// The address says which host is meant, whatever the Host header says.
-			h.add(routeTable(routeName, []*virtualHost{h.virtualHost(p, []string{"*"})}))
+			vh := h.virtualHost(p, routeName, []string{"*"})
+			h.add(routeTable(routeName, []*virtualHost{vh}))
+			h.out.beside = append(h.out.beside, vh.clusters)
 		}
 		sniff(l, sniffPatience(h.config))
-		l.FilterChains = []*listener.FilterChain{httpChain(outboundHTTP(h.config, "outbound_"+l.Name, routeName))}
+		l.FilterChains = []*listener.FilterChain{httpChain(h.client.outboundHTTP(h.config, "outbound_"+l.Name, routeName))}
 		last := chains[len(chains)-1]
 		last.Filters = append([]*listener.Filter{sayTCP()}, last.Filters...)
 	case mesh.ProtocolTLS, mesh.ProtocolHTTPS:
@@ -167,7 +169,7 @@ func (h *hostBuilder) l4Chains(p mesh.Port) []*listener.FilterChain {
 						ServerNames:       serverNames(m.GetSniHosts()),
 						PrefixRanges:      prefixes(m.GetDestinationSubnets()),
 					},
-					Filters: []*listener.Filter{tcpSplit(h.config, cluster, h.l4Clusters(vs.Ref, field, t.GetRoute(), at), idle)},
+					Filters: []*listener.Filter{h.tcpSplit(h.config, cluster, h.l4Clusters(vs.Ref, field, t.GetRoute(), at), idle)},
 				}
 				if !hasMatch(chains, chain.FilterChainMatch) {
 					chains = append(chains, chain)
@@ -175,7 +177,7 @@ func (h *hostBuilder) l4Chains(p mesh.Port) []*listener.FilterChain {
 			}
 		}
 	}
-	last := &listener.FilterChain{Filters: []*listener.Filter{tcpProxy(h.config, cluster, idle)}}
+	last := &listener.FilterChain{Filters: []*listener.Filter{h.tcpProxy(h.config, cluster, idle)}}
 	if vs := h.routed.tcp; vs != nil {
 		chains, last = h.tcpChains(chains, last, vs, at, cluster, idle)
 	}
@@ -199,7 +201,7 @@ func (h *hostBuilder) tcpChains(
 			if len(clusters) == 0 {
 				continue
 			}
-			chain := &listener.FilterChain{Filters: []*listener.Filter{tcpSplit(h.config, stat, clusters, idle)}}
+			chain := &listener.FilterChain{Filters: []*listener.Filter{h.tcpSplit(h.config, stat, clusters, idle)}}
 			if ranges := prefixes(m.GetDestinationSubnets()); len(ranges) > 0 {
 				chain.FilterChainMatch = &listener.FilterChainMatch{PrefixRanges: ranges}
 				if !hasMatch(chains, chain.FilterChainMatch) {
@@ -271,7 +273,7 @@ func (h *hostBuilder) bySNI(p mesh.Port) {
 	h.share(p, false, &listener.FilterChain{
 		Name:             virtualHostName(h.svc.Host, p.Number),
 		FilterChainMatch: &listener.FilterChainMatch{TransportProtocol: transportTLS, ServerNames: serverNames(names)},
-		Filters:          []*listener.Filter{tcpProxy(h.config, cluster, policy.tcp().GetIdleTimeout())},
+		Filters:          []*listener.Filter{h.tcpProxy(h.config, cluster, policy.tcp().GetIdleTimeout())},
 	})
 }
 
@@ -284,7 +286,7 @@ func (h *hostBuilder) anyAddress(p mesh.Port) {
 	cluster, policy := h.defaultCluster(p)
 	h.share(p, true, &listener.FilterChain{
 		Name:    virtualHostName(h.svc.Host, p.Number),
-		Filters: []*listener.Filter{tcpProxy(h.config, cluster, policy.tcp().GetIdleTimeout())},
+		Filters: []*listener.Filter{h.tcpProxy(h.config, cluster, policy.tcp().GetIdleTimeout())},
 	})
 }
 

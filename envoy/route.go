@@ -208,7 +208,11 @@ func (b *routeBuilder) forward(h *networking.HTTPRoute, r *route.Route) *route.R
 
 // routeAction has Istio's default of no timeout. max_stream_duration stays unset: with it, even with zeros in it, Envoy ignores
 // the timeout (Envoy: RouteEntry::usingNewTimeouts).
-func routeAction() *route.RouteAction { return &route.RouteAction{Timeout: durationpb.New(0)} }
+//
+// Nor is a quiet stream ended: what the connection manager says of those is for requests that wait for their route, see holdAtMost.
+func routeAction() *route.RouteAction {
+	return &route.RouteAction{Timeout: durationpb.New(0), IdleTimeout: durationpb.New(0)}
+}
 
 // A target is one destination of a route.
 type target struct {

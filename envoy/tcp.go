@@ -15,12 +15,7 @@ const tcpProxyName = "envoy.filters.network.tcp_proxy"
 
 // tcpProxy passes bytes to one cluster. idle is nil for Envoy's default of one hour; zero switches it off.
 func tcpProxy(m *meshconfig.MeshConfig, cluster string, idle *durationpb.Duration) *listener.Filter {
-	return networkFilter(tcpProxyName, &tcpproxy.TcpProxy{
-		StatPrefix:       cluster,
-		ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: cluster},
-		AccessLog:        accessLogs(m),
-		IdleTimeout:      idle,
-	})
+	return tcpSplit(m, cluster, []weightedName{{cluster, 1}}, idle)
 }
 
 type weightedName struct {
@@ -30,19 +25,40 @@ type weightedName struct {
 
 // tcpSplit passes each connection to one of several clusters.
 func tcpSplit(m *meshconfig.MeshConfig, statPrefix string, clusters []weightedName, idle *durationpb.Duration) *listener.Filter {
+	return networkFilter(tcpProxyName, tcpConfig(m, statPrefix, clusters, idle))
+}
+
+func tcpConfig(m *meshconfig.MeshConfig, statPrefix string, clusters []weightedName, idle *durationpb.Duration) *tcpproxy.TcpProxy {
+	out := &tcpproxy.TcpProxy{
+		StatPrefix:  statPrefix,
+		AccessLog:   accessLogs(m),
+		IdleTimeout: idle,
+	}
 	if len(clusters) == 1 {
-		return tcpProxy(m, clusters[0].cluster, idle)
+		out.StatPrefix = clusters[0].cluster
+		out.ClusterSpecifier = &tcpproxy.TcpProxy_Cluster{Cluster: clusters[0].cluster}
+		return out
 	}
 	w := &tcpproxy.TcpProxy_WeightedCluster{}
 	for _, c := range clusters {
 		w.Clusters = append(w.Clusters, &tcpproxy.TcpProxy_WeightedCluster_ClusterWeight{Name: c.cluster, Weight: c.weight})
 	}
-	return networkFilter(tcpProxyName, &tcpproxy.TcpProxy{
-		StatPrefix:       statPrefix,
-		ClusterSpecifier: &tcpproxy.TcpProxy_WeightedClusters{WeightedClusters: w},
-		AccessLog:        accessLogs(m),
-		IdleTimeout:      idle,
-	})
+	out.ClusterSpecifier = &tcpproxy.TcpProxy_WeightedClusters{WeightedClusters: w}
+	return out
+}
+
+// tcpProxy and tcpSplit of a client that may have to ask for the cluster first.
+func (v *view) tcpProxy(m *meshconfig.MeshConfig, cluster string, idle *durationpb.Duration) *listener.Filter {
+	return v.tcpSplit(m, cluster, []weightedName{{cluster, 1}}, idle)
+}
+
+func (v *view) tcpSplit(m *meshconfig.MeshConfig, statPrefix string, clusters []weightedName, idle *durationpb.Duration) *listener.Filter {
+	out := tcpConfig(m, statPrefix, clusters, idle)
+	v.uses |= usesDiscovery
+	if v.client.lazy {
+		out.OnDemand = &tcpproxy.TcpProxy_OnDemand{OdcdsConfig: fromADS(), Timeout: durationpb.New(askTimeout)}
+	}
+	return networkFilter(tcpProxyName, out)
 }
 
 // sayTCP overrides the ALPN of the mesh TLS behind a filter chain: the server cannot see whether the bytes inside are HTTP, and is

@@ -1,124 +1,105 @@
 package envoy
 
 import (
-	"bytes"
 	"slices"
 	"strconv"
 	"strings"
 
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/weft-mesh/weft/mesh"
 )
 
-// A virtualHost is one entry of a RouteConfiguration, marshaled. Tables of thousands are put together from such pieces without
-// touching those that did not change.
+// A virtualHost is one host in the routes of a port, marshaled: a resource of its own, or a piece of an inline table. What is made of
+// it with other domains or under another name is put together from the same bytes.
 type virtualHost struct {
-	name    string
-	domains []string
-	body    []byte // route.VirtualHost
-	causes  []mesh.Ref
+	*Resource          // Name is Envoy's VirtualHost.name too: it removes by the one and not by the other
+	domains   []string // in the order of Body
+	tail      []byte   // of Body, behind name and domains
+	clusters  []string // that requests go to, sorted; mirrors included
 }
 
 func (h *virtualHost) equal(o *virtualHost) bool {
-	return h.name == o.name && bytes.Equal(h.body, o.body) && slices.Equal(h.causes, o.causes)
+	return h.Name == o.Name && h.Version == o.Version && slices.Equal(h.Causes, o.Causes)
 }
 
 func newVirtualHost(name string, domains []string, routes []*route.Route, causes ...mesh.Ref) *virtualHost {
-	m := &route.VirtualHost{
+	return virtualHostOf(&route.VirtualHost{
 		Name:                       name,
 		Domains:                    domains,
 		Routes:                     routes,
 		IncludeRequestAttemptCount: true,
-	}
-	return &virtualHost{name: name, domains: domains, body: marshal(m), causes: causes}
+	}, causes...)
 }
 
-// without is the same virtual host with fewer domains, or nil when none is left.
-func (h *virtualHost) without(taken func(domain string) bool) *virtualHost {
-	domains := slices.DeleteFunc(slices.Clone(h.domains), taken)
-	if len(domains) == 0 {
-		return nil
-	}
-	m := &route.VirtualHost{}
-	if err := proto.Unmarshal(h.body, m); err != nil {
-		return nil // not reached: body came from marshal
-	}
-	m.Domains = domains
-	return &virtualHost{name: h.name, domains: domains, body: marshal(m), causes: h.causes}
+// virtualHostOf takes m over.
+func virtualHostOf(m *route.VirtualHost, causes ...mesh.Ref) *virtualHost {
+	h := &virtualHost{domains: m.Domains, clusters: clustersOf(m.Routes)}
+	name := m.Name
+	m.Name, m.Domains = "", nil
+	h.tail = marshal(m)
+	return h.as(name, h.domains, causes...)
 }
 
-// Field numbers of route.v3.RouteConfiguration.
+// Field numbers of route.v3.VirtualHost.
 const (
-	fieldTableName         = 1
-	fieldTableVirtualHosts = 2
-	fieldTableRemove       = 5 // response_headers_to_remove
-	fieldTableValidate     = 7
-	fieldTableMaxDirect    = 11
-	fieldTableIgnorePort   = 14
+	fieldHostName    = 1
+	fieldHostDomains = 2
 )
 
-// routeTable puts a RouteConfiguration together. A domain may occur only once in it, or Envoy refuses the whole: the first
-// host keeps it. Unknown clusters are not an error (their requests get 503), ports in Host headers are ignored.
-func routeTable(name string, hosts []*virtualHost) *Resource {
-	size := len(name) + 32
-	domains := 0
-	for _, h := range hosts {
-		size += len(h.body) + 8
-		domains += len(h.domains)
+// as is the same virtual host under a name and with domains of its own.
+func (h *virtualHost) as(name string, domains []string, causes ...mesh.Ref) *virtualHost {
+	size := len(h.tail) + protowire.SizeTag(fieldHostName) + protowire.SizeBytes(len(name))
+	for _, d := range domains {
+		size += protowire.SizeTag(fieldHostDomains) + protowire.SizeBytes(len(d))
 	}
-	seen := make(map[string]struct{}, domains)
-	names := make(map[string]struct{}, len(hosts))
 	b := make([]byte, 0, size)
-	b = protowire.AppendTag(b, fieldTableName, protowire.BytesType)
+	b = protowire.AppendTag(b, fieldHostName, protowire.BytesType)
 	b = protowire.AppendString(b, name)
-	causes := make([]mesh.Ref, 0, len(hosts))
-	for _, h := range hosts {
-		taken := func(d string) bool { _, dup := seen[d]; return dup }
-		if slices.ContainsFunc(h.domains, taken) {
-			if h = h.without(taken); h == nil {
-				continue
-			}
-		}
-		if _, dup := names[h.name]; dup {
-			continue
-		}
-		names[h.name] = struct{}{}
-		for _, d := range h.domains {
-			seen[d] = struct{}{}
-		}
-		b = protowire.AppendTag(b, fieldTableVirtualHosts, protowire.BytesType)
-		b = protowire.AppendBytes(b, h.body)
-		causes = append(causes, h.causes...)
+	for _, d := range domains {
+		b = protowire.AppendTag(b, fieldHostDomains, protowire.BytesType)
+		b = protowire.AppendString(b, d)
 	}
-	// The mark is between proxies. An app that passes on the headers of answers would claim not to have got requests that it did get.
-	b = protowire.AppendTag(b, fieldTableRemove, protowire.BytesType)
-	b = protowire.AppendString(b, undelivered)
-	// validate_clusters is a BoolValue: an empty message is false.
-	b = protowire.AppendTag(b, fieldTableValidate, protowire.BytesType)
-	b = protowire.AppendBytes(b, nil)
-	b = protowire.AppendTag(b, fieldTableMaxDirect, protowire.BytesType)
-	b = protowire.AppendBytes(b, maxDirectBody)
-	b = protowire.AppendTag(b, fieldTableIgnorePort, protowire.VarintType)
-	b = protowire.AppendVarint(b, 1)
-	r := rawResource(Route, name, b)
-	r.Causes = distinct(causes)
-	return r
+	r := rawResource(VirtualHost, name, append(b, h.tail...), causes...)
+	return &virtualHost{
+		Resource: r,
+		domains:  domains,
+		tail:     r.Body[len(r.Body)-len(h.tail):],
+		clusters: h.clusters,
+	}
 }
 
-// distinct drops repetitions and keeps the order. Nearly all of a table's causes are services, each there once.
-func distinct(refs []mesh.Ref) []mesh.Ref {
-	seen := map[mesh.Ref]bool{}
-	return slices.DeleteFunc(refs, func(r mesh.Ref) bool {
-		if r.Kind == "Service" {
-			return false
+// with is the same virtual host with other domains; nil when there are none.
+func (h *virtualHost) with(domains []string) *virtualHost {
+	switch len(domains) {
+	case 0:
+		return nil
+	case len(h.domains):
+		if slices.Equal(domains, h.domains) {
+			return h
 		}
-		again := seen[r]
-		seen[r] = true
-		return again
-	})
+	}
+	return h.as(h.Name, domains, h.Causes...)
+}
+
+// clustersOf lists the clusters that routes name.
+func clustersOf(routes []*route.Route) []string {
+	var out []string
+	for _, r := range routes {
+		a := r.GetRoute()
+		if c := a.GetCluster(); c != "" {
+			out = append(out, c)
+		}
+		for _, c := range a.GetWeightedClusters().GetClusters() {
+			out = append(out, c.GetName())
+		}
+		for _, m := range a.GetRequestMirrorPolicies() {
+			out = append(out, m.GetCluster())
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // hostDomains lists the names by which clients of a namespace may call a service: its FQDN, the shorter forms that the
@@ -151,8 +132,8 @@ func hostDomains(svc *mesh.Service, clientNamespace, clusterDomain string) []str
 	return names
 }
 
-// maxDirectBody is the limit of directResponse bodies, 1 MiB as in Istio; Envoy's default is 4 KiB.
-var maxDirectBody = marshal(u32(1 << 20))
-
 // virtualHostName is Istio's: "reviews.default.svc.cluster.local:9080".
 func virtualHostName(host string, port uint16) string { return host + ":" + strconv.Itoa(int(port)) }
+
+// vhdsName is the name of a virtual host that is a resource of its own: Envoy finds its table by what stands before the last slash.
+func vhdsName(host string, port uint16) string { return strconv.Itoa(int(port)) + "/" + host }

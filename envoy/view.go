@@ -13,6 +13,8 @@ import (
 type client struct {
 	namespace string
 	router    bool
+	inline    bool              // route tables hold their virtual hosts
+	lazy      bool              // clusters and virtual hosts are there when they were asked for
 	locality  mesh.Locality     // zero unless something in the mesh depends on the locality of clients
 	labels    map[string]string // nil unless a VirtualService that the namespace sees matches on sourceLabels
 	class     string            // those of the sourceLabels that match; equal class means equal answers
@@ -38,6 +40,7 @@ const (
 	usesNamespace uses = 1 << iota
 	usesLabels
 	usesLocality
+	usesDiscovery // what is asked for and what is there at once
 )
 
 // A read is one question to the snapshot with its answer.

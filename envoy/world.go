@@ -45,6 +45,7 @@ type World struct {
 	mu      sync.Mutex
 	indexes map[string]*routeIndex // by client namespace
 	scopes  map[string]*scope
+	asked   map[string]*asked      // by scope
 	old     map[string]former      // of the previous World
 	oldIdx  map[string]*routeIndex // of the previous World
 }
@@ -76,6 +77,7 @@ func NewWorld(s *mesh.Snapshot, prev *World) *World {
 		snap:    s,
 		indexes: map[string]*routeIndex{},
 		scopes:  map[string]*scope{},
+		asked:   map[string]*asked{},
 	}
 	if prev == nil {
 		w.pool = newPool()
@@ -93,6 +95,11 @@ func NewWorld(s *mesh.Snapshot, prev *World) *World {
 			w.old[name] = former{s.scope, s.idle + 1}
 		}
 	}
+	for name, a := range prev.asked {
+		if a = a.next(); a != nil {
+			w.asked[name] = a
+		}
+	}
 	for name, s := range prev.scopes {
 		w.old[name] = former{s, 0} // perhaps still being built; who needs it waits
 	}
@@ -106,7 +113,7 @@ func (w *World) Sets(p Proxy) []*Set {
 	if p.Kind == Router {
 		return []*Set{w.gatewaySet(p)}
 	}
-	sets := []*Set{w.outboundSet(p)}
+	sets := w.outboundSets(p)
 	if s := w.workloadSet(p); s != nil {
 		sets = append(sets, s)
 	}

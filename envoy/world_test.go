@@ -83,7 +83,7 @@ func (m *meshInMotion) apply(documents string) {
 func (m *meshInMotion) next() { m.world = NewWorld(m.store.Snapshot(), m.world) }
 
 func (m *meshInMotion) outbound(namespace string) *Set {
-	return m.world.outboundSet(Proxy{Kind: Sidecar, Namespace: namespace})
+	return m.world.outboundSets(Proxy{Kind: Sidecar, Namespace: namespace})[0]
 }
 
 // changed names the resources that are not the same objects.
@@ -100,7 +100,7 @@ func changed(before, after *Set) []string {
 }
 
 func unpackFor(r *Resource) any {
-	return map[Type]any{Cluster: clusterKind{}, Endpoints: endpointsKind{}, Listener: listenerKind{}, Route: routeKind{}}[r.Type]
+	return map[Type]any{Cluster: clusterKind{}, Endpoints: endpointsKind{}, Listener: listenerKind{}, Route: routeKind{}, VirtualHost: hostKind{}}[r.Type]
 }
 
 type (
@@ -108,6 +108,7 @@ type (
 	endpointsKind struct{}
 	listenerKind  struct{}
 	routeKind     struct{}
+	hostKind      struct{}
 )
 
 const (
@@ -138,7 +139,7 @@ func TestChangeTouchesOnlyWhatDependsOnIt(t *testing.T) {
 		want       []string
 	}{
 		{"endpoint", oneEndpoint, []string{"envoy.endpointsKind outbound|9080||reviews.default.svc.cluster.local"}},
-		{"virtual service", timeoutForRatings, []string{"envoy.routeKind 9080"}},
+		{"virtual service", timeoutForRatings, []string{"envoy.hostKind 9080/ratings.default.svc.cluster.local"}},
 		{"the same again", contents(t, "testdata/bookinfo.yaml"), nil},
 		{"unrelated namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {name: new}", nil},
 		{"permission", `
@@ -195,7 +196,7 @@ spec:
 		t.Errorf("an endpoint: changed %q", got)
 	}
 	m.apply(stranger("2s"))
-	if got := changed(after, m.outbound("default")); !slices.Equal(got, []string{"envoy.routeKind 80"}) {
+	if got := changed(after, m.outbound("default")); !slices.Equal(got, []string{"envoy.hostKind 80/shop.example.com"}) {
 		t.Errorf("its own routes: changed %q", got)
 	}
 	before = m.outbound("default")
@@ -204,7 +205,7 @@ apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: reviews, namespace: default}
 spec: {host: reviews, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}`)
-	if got := changed(before, m.outbound("default")); !slices.Contains(got, "envoy.routeKind 80") {
+	if got := changed(before, m.outbound("default")); !slices.Contains(got, "envoy.hostKind 80/shop.example.com") {
 		t.Errorf("a rule of its destination: changed %q", got)
 	}
 }
@@ -215,7 +216,9 @@ func TestClientsOfAllNamespacesShareHosts(t *testing.T) {
 	if got := changed(a, b); got != nil {
 		t.Errorf("not shared between two foreign namespaces: %q", got)
 	}
-	if got := changed(a, home); !slices.Equal(got, []string{"envoy.routeKind 9080"}) {
+	if got := changed(a, home); !slices.Equal(got, []string{
+		"envoy.hostKind 9080/ratings.default.svc.cluster.local", "envoy.hostKind 9080/reviews.default.svc.cluster.local",
+	}) {
 		t.Errorf("shared with the host's own namespace must be all but short names; not shared: %q", got)
 	}
 }
@@ -254,7 +257,7 @@ func TestManyStreamsAskAtOnce(t *testing.T) {
 			t.Fatal("streams of one scope have different sets")
 		}
 	}
-	if got := next.outboundSet(Proxy{Namespace: "default"}); changed(sets[0], got) != nil {
+	if got := next.outboundSets(Proxy{Namespace: "default"})[0]; changed(sets[0], got) != nil {
 		t.Error("unchanged mesh, changed resources")
 	}
 	// Streams that have not heard of the next World ask the old one beside it.
@@ -279,9 +282,11 @@ spec:
 	}
 	timeouts := func(pod string) int {
 		p := Proxy{Kind: Sidecar, Namespace: "default", Pod: pod, Workload: m.world.snap.Workload("default", pod)}
-		routes := m.world.outboundSet(p).Resources[Route]
-		i := slices.IndexFunc(routes, func(r *Resource) bool { return r.Name == "9080" })
-		return strings.Count(yamlOf(t, unpack(t, routes[i])), "timeout: 1s")
+		n := 0
+		for _, r := range m.world.outboundSets(p)[0].Resources[VirtualHost] {
+			n += strings.Count(yamlOf(t, unpack(t, r)), "timeout: 1s")
+		}
+		return n
 	}
 	m.apply(rule("one", "reviews", "sleep", 2))
 	m.apply(rule("another", "ratings", "nobody", 3))
