@@ -288,6 +288,26 @@ func TestWhatCannotBeANameIsLeftOut(t *testing.T) {
 	}
 }
 
+func TestAnAppThatAsksForEverythingTakesNoRoomFromOthers(t *testing.T) {
+	greedy := asked("shop/greedy")
+	var names []string
+	for n := range 8000 {
+		names = append(names, fmt.Sprintf("80/%s-%d.example.com", strings.Repeat("a", 200), n))
+	}
+	greedy = greedy.With(envoy.VirtualHost, names...)
+	text, dropped := encode(map[string]entry{"shop/greedy": {greedy, time.Now()}, "shop/cart": {asked("shop/cart", "80/reviews"), time.Time{}}})
+	entries, err := decode(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dropped > 0 || entries["shop/cart"].demand == nil {
+		t.Errorf("%d dropped; left: %q", dropped, sortedKeys(entries))
+	}
+	if n := entries["shop/greedy"].demand.Len(); n < 100 || n > 300 {
+		t.Errorf("%d names of the greedy one are recorded", n)
+	}
+}
+
 func TestAShardThatIsFullLeavesOutWhoWasGoneLongest(t *testing.T) {
 	entries := map[string]entry{}
 	begin := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)

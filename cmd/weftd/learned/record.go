@@ -20,9 +20,9 @@ import (
 const Shards = 16
 
 const (
-	maxNames  = 4096      // of one workload and type
 	maxLength = 512       // of a name
-	maxText   = 768 << 10 // of a shard; an object of the API server may have 1 MiB
+	maxNames  = 48 << 10  // bytes of one workload and type: a thousand usual names. An app that goes through more takes no room from others
+	maxText   = 768 << 10 // bytes of a shard; an object of the API server may have 1 MiB
 
 	format = 1
 )
@@ -84,8 +84,14 @@ func properWorkload(name string) bool {
 
 // clip leaves out names that no proxy could have asked for, and those that are too many.
 func clip(names []string) []string {
-	names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" || len(n) > maxLength || !utf8.ValidString(n) })
-	return names[:min(len(names), maxNames)]
+	room := maxNames
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool {
+		if n == "" || len(n) > min(maxLength, room) || !utf8.ValidString(n) {
+			return true
+		}
+		room -= len(n)
+		return false
+	})
 }
 
 // encode writes a shard, a workload a line, sorted: equal entries give equal texts. When it gets too long those are left out that had a pod the longest time ago.
