@@ -22,6 +22,7 @@ func (s *Server) pages() []page {
 		{"/debug/syncz", "what each proxy was sent and has confirmed, as istioctl proxy-status reads it", s.syncz},
 		{"/debug/adsz", "connected proxies: identity, address, subscriptions", s.adsz},
 		{"/debug/config_dump", "what a proxy should have, in the form of Envoy's admin page: ?proxyID=POD.NAMESPACE[&types=cds,eds,lds,rds,sds][&name=RESOURCE]", s.configDump},
+		{"/debug/demandz", "what each workload has asked for, where proxies are told what is asked for: [?workload=NAMESPACE/SERVICEACCOUNT]", s.demandz},
 		{"/debug/rejectz", "configuration that proxies rejected, with the objects that caused it", s.rejectz},
 	}
 }
@@ -81,10 +82,13 @@ type syncStatus struct {
 	ListenerAcked string            `json:"listener_acked,omitempty"`
 	RouteSent     string            `json:"route_sent,omitempty"`
 	RouteAcked    string            `json:"route_acked,omitempty"`
+	HostSent      string            `json:"virtual_host_sent,omitempty"`
+	HostAcked     string            `json:"virtual_host_acked,omitempty"`
 	EndpointSent  string            `json:"endpoint_sent,omitempty"`
 	EndpointAcked string            `json:"endpoint_acked,omitempty"`
 	SecretSent    string            `json:"secret_sent,omitempty"`
 	SecretAcked   string            `json:"secret_acked,omitempty"`
+	OnDemand      bool              `json:"on_demand,omitempty"`
 	Rejected      map[string]string `json:"rejected,omitempty"` // "CDS/name" -> Envoy's message
 }
 
@@ -92,13 +96,15 @@ func (s *Server) syncz(w http.ResponseWriter, _ *http.Request) {
 	list := []syncStatus{}
 	for _, ses := range s.connected() {
 		ses.mu.Lock()
-		st := syncStatus{Cluster: ses.node.metadata["CLUSTER_ID"], Proxy: ses.name(), Type: ses.proxy.Kind, Version: ses.node.version}
+		st := syncStatus{Cluster: ses.node.metadata["CLUSTER_ID"], Proxy: ses.name(), Type: ses.proxy.Kind, Version: ses.node.version, OnDemand: ses.appetite != nil}
 		for t, into := range [envoy.NumTypes][2]*string{
 			envoy.Cluster:   {&st.ClusterSent, &st.ClusterAcked},
 			envoy.Endpoints: {&st.EndpointSent, &st.EndpointAcked},
 			envoy.Listener:  {&st.ListenerSent, &st.ListenerAcked},
 			envoy.Route:     {&st.RouteSent, &st.RouteAcked},
 			envoy.Secret:    {&st.SecretSent, &st.SecretAcked},
+
+			envoy.VirtualHost: {&st.HostSent, &st.HostAcked},
 		} {
 			ts := ses.protocol.status(envoy.Type(t))
 			*into[0], *into[1] = ts.Sent, ts.Acked
@@ -178,6 +184,26 @@ func (s *session) describe() connection {
 		}
 	}
 	return c
+}
+
+// hunger is what one workload has asked for.
+type hunger struct {
+	Workload     string   `json:"workload"` // "namespace/service account"
+	Streams      int      `json:"streams"`
+	VirtualHosts []string `json:"virtualHosts,omitempty"` // "<port>/<authority>"
+	Clusters     []string `json:"clusters,omitempty"`
+	Refused      uint64   `json:"refused,omitempty"` // names that got no place
+}
+
+func (s *Server) demandz(w http.ResponseWriter, r *http.Request) {
+	only := r.URL.Query().Get("workload")
+	list := []hunger{}
+	for _, h := range s.demands.list() {
+		if only == "" || h.Workload == only {
+			list = append(list, h)
+		}
+	}
+	writeJSON(w, list)
 }
 
 func (s *Server) rejectz(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.rejects.list()) }

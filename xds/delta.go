@@ -21,6 +21,15 @@ type delta struct {
 	types [envoy.NumTypes]deltaType
 	// clusters are the steps of clusters that were sent and whose endpoints must follow.
 	clusters []step
+	// tables are the route configurations that the proxy asked for, and whose virtual hosts it has not heard of since.
+	tables map[string]struct{}
+	// questions are the names of virtual hosts that requests of the app wait for.
+	questions []string
+	// heard are names that the workload's Demand does not hold yet, perhaps.
+	heard [envoy.NumTypes][]string
+	// returning: an on-demand proxy that connected again has not said yet what it has asked for in its life. Until it has, nothing that
+	// it has is sent again or taken from it.
+	returning, recalled bool
 }
 
 type deltaType struct {
@@ -35,23 +44,13 @@ type deltaType struct {
 	forced   map[string]struct{}
 	absent   map[string]struct{} // asked for, and not there: to be said at once
 	gone     map[string]struct{} // to be removed when nothing refers to it any more
+	expected map[string]struct{} // endpoints that are sent before the proxy asks, since it will
+	wanting  []string            // clusters that are in nobody's Demand, and are asked for
 	groups   []group             // parts of a rejected response, to be sent on their own
-	inflight *response
+	inflight []*response         // the oldest first; more than one only while the app waits for something
 	refused  map[string]refusal
 
 	sent, acked string // nonces
-}
-
-// group is a part of a response that was rejected as a whole.
-type group struct {
-	resources []*envoy.Resource
-	previous  []*envoy.Set
-}
-
-// refusal is a resource that this proxy does not accept at this version.
-type refusal struct {
-	version string
-	message string
 }
 
 // response is what was sent and not yet answered.
@@ -61,6 +60,8 @@ type response struct {
 	lists    [][]*envoy.Resource
 	removed  []string
 	previous []*envoy.Set // what the proxy had before
+	answers  []string     // questions that it answers
+	attempt  int          // how often these resources stood alone before
 	at       time.Time
 }
 
@@ -71,105 +72,71 @@ func (r *response) count() (n int) {
 	return n
 }
 
-// request takes in one message of the proxy.
-func (d *delta) request(t envoy.Type, r *request) {
+// request takes in one message of the proxy. An error ends the stream.
+func (d *delta) request(t envoy.Type, r *request) error {
 	ty := &d.types[t]
-	if !ty.asked {
+	i := slices.IndexFunc(ty.inflight, func(f *response) bool { return f.nonce == r.nonce })
+	if i >= 0 {
+		d.answer(t, r, i)
+	}
+	switch {
+	case ty.asked:
+	case i >= 0 && len(r.subscribe) == 0:
+		return nil // endpoints that were sent unasked
+	default:
 		// A first request that answers something is a left-over of another server's stream: only its names count.
 		ty.asked, ty.first, ty.known = true, true, r.initial
+		ty.have, ty.expected = nil, nil // endpoints that were sent unasked are in r.initial
 		ty.wildcard = wildcardType(t) && len(r.subscribe) == 0
 		if t == envoy.Endpoints && !d.types[envoy.Cluster].asked {
 			// Envoy asks for clusters first, unless one that it was sent on its last stream is still warming: it waits to be sent
 			// its endpoints, also those that Envoy knows. Until then Envoy neither asks for clusters nor confirms any.
 			ty.known = nil
 		}
-	} else if r.nonce != "" && ty.inflight != nil && r.nonce == ty.inflight.nonce {
-		d.answer(t, r)
+		d.recall(t, r)
 	}
-	d.subscribe(t, r.subscribe)
+	if err := d.subscribe(t, r.subscribe); err != nil {
+		return err
+	}
 	d.unsubscribe(t, r.unsubscribe)
+	return nil
 }
 
 // wildcardType: an empty first subscription means "everything" for these only (xDS
-// protocol: "How the client specifies what resources to return").
-func wildcardType(t envoy.Type) bool { return t == envoy.Cluster || t == envoy.Listener }
-
-// answer handles an ACK or NACK of the response in flight.
-func (d *delta) answer(t envoy.Type, r *request) {
-	ty := &d.types[t]
-	resp := ty.inflight
-	ty.inflight = nil
-	if !r.failed {
-		ty.acked = resp.nonce
-		d.s.accepted(t, resp)
-		return
-	}
-	d.s.server.metrics.rejected(t)
-	list := slices.Concat(resp.lists...)
-	switch len(list) {
-	case 0:
-		d.s.server.log.Warn("proxy rejected a removal", "proxy", d.s.name(), "type", shortName(t), "error", r.failure)
-	case 1:
-		d.refuse(t, list[0], resp.previous, r.failure)
-	default:
-		// Who is guilty is only known when it stands alone: Envoy's message may name
-		// others by the way, or nobody at all.
-		guilty, rest := named(list, r.failure)
-		if len(guilty) == 0 {
-			guilty, rest = nil, nil
-			half := len(list) / 2
-			ty.groups = append(ty.groups, group{list[:half:half], resp.previous}, group{list[half:], resp.previous})
-		}
-		if len(rest) > 0 {
-			ty.groups = append(ty.groups, group{rest, resp.previous})
-		}
-		for _, g := range guilty {
-			ty.groups = append(ty.groups, group{[]*envoy.Resource{g}, resp.previous})
-		}
-	}
-}
-
-// refuse records that the proxy does not take this resource. It is not sent again
-// until it changes; the proxy keeps what it had.
-func (d *delta) refuse(t envoy.Type, res *envoy.Resource, previous []*envoy.Set, message string) {
-	ty := &d.types[t]
-	if ty.refused == nil {
-		ty.refused = make(map[string]refusal)
-	}
-	ty.refused[res.Name] = refusal{res.Version, message}
-	good := lookup(previous, t, res.Name)
-	if good != nil && good.Version == res.Version {
-		good = nil
-	}
-	d.s.refused(t, res, good, message)
+// protocol: "How the client specifies what resources to return"; for virtual hosts it is what Envoy does).
+func wildcardType(t envoy.Type) bool {
+	return t == envoy.Cluster || t == envoy.Listener || t == envoy.VirtualHost
 }
 
 // next returns the next message to write, or nil when there is nothing to say
-// now. The order is make before break: clusters, endpoints, listeners, routes; what
+// now. The order is make before break: clusters, endpoints, listeners, routes, virtual hosts; what
 // is gone is removed when the proxy has confirmed all of that.
 func (d *delta) next() *frame {
 	held := false // something that others may refer to cannot be sent yet
 	for t := range envoy.NumTypes {
 		ty := &d.types[t]
-		if !ty.asked || !d.due(t) {
+		if !ty.asked && !(t == envoy.Endpoints && (len(d.clusters) > 0 || d.s.appetite != nil && len(ty.expected) > 0 && len(ty.forced) > 0)) || !d.due(t) {
 			continue
 		}
-		if ty.inflight != nil {
+		if len(ty.inflight) > 0 && !d.urgent(t) {
 			held = true
 			continue
 		}
 		// Endpoints and secrets break nothing, and warming clusters wait for them.
-		if held && (t == envoy.Listener || t == envoy.Route) {
+		if held && (t == envoy.Listener || t == envoy.Route || t == envoy.VirtualHost) {
 			continue
 		}
 		if f := d.send(t); f != nil {
 			return f
 		}
 	}
-	if held || !d.waiting().IsZero() {
+	if d.returned(held); held || !d.waiting().IsZero() || d.s.curious() {
 		return nil
 	}
-	for _, t := range [...]envoy.Type{envoy.Listener, envoy.Route, envoy.Cluster, envoy.Endpoints, envoy.Secret} {
+	for _, t := range [...]envoy.Type{envoy.Listener, envoy.Route, envoy.VirtualHost, envoy.Cluster, envoy.Endpoints, envoy.Secret} {
+		if d.returning && (t == envoy.Cluster || t == envoy.Endpoints || t == envoy.VirtualHost) {
+			continue
+		}
 		if f := d.remove(t); f != nil {
 			return f
 		}
@@ -187,6 +154,9 @@ func (d *delta) due(t envoy.Type) bool {
 	if t == envoy.Endpoints && len(d.clusters) > 0 {
 		return true
 	}
+	if t == envoy.VirtualHost && (len(d.questions) > 0 || len(d.tables) > 0 && d.incomplete()) {
+		return true
+	}
 	want := d.s.wanted(t)
 	if slices.Equal(ty.have, want) {
 		return false
@@ -194,7 +164,7 @@ func (d *delta) due(t envoy.Type) bool {
 	var removed []string
 	for _, st := range steps(ty.have, want) {
 		c := d.s.change(st, t, false)
-		if len(c.updated) > 0 {
+		if len(c.updated) > 0 || t == envoy.VirtualHost && len(c.removed) > 0 {
 			return true
 		}
 		removed = append(removed, c.removed...)
@@ -214,6 +184,7 @@ func (d *delta) lost(t envoy.Type, removed []string, want []*envoy.Set) {
 	}
 	for _, name := range removed {
 		delete(ty.refused, name)
+		delete(ty.expected, name)
 		// What left one scope may have come into another.
 		if ty.wants(name) && lookup(want, t, name) == nil {
 			ty.gone = add(ty.gone, name)
@@ -239,14 +210,30 @@ func (d *delta) send(t envoy.Type) *frame {
 		}
 	}
 	first, known := ty.first, ty.known
+	var a replies
+	if t == envoy.VirtualHost {
+		d.complete(r, want)
+		a = d.answers(r, want)
+	}
 	var parts mem.BufferSlice
 	if len(known) > 0 {
 		parts = d.reconnected(t, r, want)
 	} else {
 		parts = d.advance(t, r, want)
 	}
+	if len(r.answers) > 0 {
+		parts = a.segments(r.lists)
+	}
 	ty.have, ty.first, ty.known, ty.forced, ty.absent = want, false, nil, nil, nil
-	if r.count() == 0 && len(r.removed) == 0 && !(first && len(known) == 0 && ty.wildcard) {
+	if d.returning && len(known) > 0 {
+		ty.known = known
+		for _, l := range r.lists {
+			for _, res := range l {
+				known[strings.Clone(res.Name)] = res.Version
+			}
+		}
+	}
+	if r.count() == 0 && len(r.removed) == 0 && len(r.answers) == 0 && !(first && len(known) == 0 && ty.wildcard) {
 		return nil
 	}
 	return d.frame(t, r, parts)
@@ -258,6 +245,9 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 	var changes []*change
 	var removed []string
 	follow := d.follow(t)
+	for _, st := range follow {
+		d.expect(st)
+	}
 	for _, st := range steps(ty.have, want) {
 		with := false
 		if i := slices.Index(follow, st); i >= 0 && ty.all {
@@ -269,12 +259,9 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 		if len(c.updated) > 0 {
 			r.lists = append(r.lists, c.updated)
 		}
-		switch {
-		case t != envoy.Cluster || st.to == nil || len(c.updated) == 0:
-		case d.types[envoy.Endpoints].asked:
+		if t == envoy.Cluster && st.to != nil && len(c.updated) > 0 && (d.types[envoy.Endpoints].asked || len(r.previous) > 0) {
+			// Of the first clusters Envoy asks the endpoints itself.
 			d.clusters = append(d.clusters, st)
-		case st.from != nil:
-			d.forceEndpoints(c.updated, want)
 		}
 	}
 	for _, st := range follow {
@@ -288,6 +275,7 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 	}
 	d.lost(t, removed, want)
 	d.vanished(t, r, want)
+	d.withdraw(t, r, want)
 	verdicts := d.s.verdicts(t, r.lists)
 	if (ty.wildcard || ty.all) && len(ty.forced) == 0 && len(verdicts) == 0 {
 		var parts mem.BufferSlice
@@ -312,6 +300,21 @@ func (d *delta) follow(t envoy.Type) []step {
 	f := d.clusters
 	d.clusters = nil
 	return f
+}
+
+// expect notes endpoints of clusters that Envoy is about to ask for. They are sent right behind the clusters, which saves a round trip, and
+// lets routes follow at once; Envoy's subscription, which comes later, is answered by that. (A late unsubscription, of a cluster that
+// went and has come back meanwhile, changes nothing: Envoy has the endpoints by then.)
+func (d *delta) expect(st step) {
+	ty := &d.types[envoy.Endpoints]
+	for _, c := range d.s.change(st, envoy.Cluster, false).updated {
+		if ty.subscribed(c.Name) || ty.all && st.from != nil && find(st.from.Resources[envoy.Cluster], c.Name) != nil {
+			continue
+		}
+		if e := find(st.to.Resources[envoy.Endpoints], c.Name); e != nil {
+			ty.expected = add(ty.expected, e.Name)
+		}
+	}
 }
 
 // reconnected compares what the proxy says it has with what it should have. After
@@ -341,14 +344,19 @@ func (d *delta) reconnected(t envoy.Type, r *response, want []*envoy.Set) mem.Bu
 			}
 		}
 	}
-	d.s.server.metrics.unchanged(t, unchanged)
+	if ty.first {
+		d.s.server.metrics.unchanged(t, unchanged)
+	}
+	d.lost(t, nil, want)
 	follow := d.follow(t)
 	for _, st := range follow {
+		d.expect(st)
 		for _, e := range companions(d.s.change(st, envoy.Cluster, false).updated, st.to) {
 			ty.forced = add(ty.forced, e.Name)
 		}
 	}
 	d.vanished(t, r, want)
+	d.withdraw(t, r, want)
 	if len(list) > 0 {
 		sortByName(list)
 		r.lists = [][]*envoy.Resource{list}
@@ -364,8 +372,12 @@ func (d *delta) reconnected(t envoy.Type, r *response, want []*envoy.Set) mem.Bu
 func (d *delta) forceEndpoints(clusters []*envoy.Resource, sets []*envoy.Set) {
 	ty := &d.types[envoy.Endpoints]
 	for _, c := range clusters {
-		if lookup(sets, envoy.Endpoints, c.Name) != nil {
-			ty.forced = add(ty.forced, c.Name)
+		if lookup(sets, envoy.Endpoints, c.Name) == nil {
+			continue
+		}
+		ty.forced = add(ty.forced, c.Name)
+		if known := d.types[envoy.Cluster].known; len(known) > 0 && known[c.Name] == "" && !ty.subscribed(c.Name) {
+			ty.expected = add(ty.expected, c.Name) // new to a proxy that connected again
 		}
 	}
 }
@@ -410,7 +422,7 @@ func (d *delta) pick(t envoy.Type, r *response, want []*envoy.Set, verdicts map[
 			if had && v.refused {
 				continue // this very process said no to it
 			}
-			ty.groups = append(ty.groups, group{[]*envoy.Resource{res}, r.previous})
+			ty.groups = append(ty.groups, group{resources: []*envoy.Resource{res}, previous: r.previous})
 		}
 	}
 	for name := range ty.forced {
@@ -423,27 +435,6 @@ func (d *delta) pick(t envoy.Type, r *response, want []*envoy.Set, verdicts map[
 	if len(list) > 0 {
 		r.lists = [][]*envoy.Resource{list}
 	}
-}
-
-// sendGroup sends a part of a rejected response, in the newest version.
-func (d *delta) sendGroup(t envoy.Type) *frame {
-	ty := &d.types[t]
-	g := ty.groups[0]
-	ty.groups = ty.groups[1:]
-	var list []*envoy.Resource
-	for _, old := range g.resources {
-		if res := lookup(ty.have, t, old.Name); res != nil && ty.wants(res.Name) {
-			list = append(list, res)
-		}
-	}
-	if len(list) == 0 {
-		return nil
-	}
-	if t == envoy.Cluster {
-		d.forceEndpoints(list, ty.have)
-	}
-	r := &response{typ: t, previous: g.previous, lists: [][]*envoy.Resource{list}}
-	return d.frame(t, r, segments(nil, list))
 }
 
 // remove makes the response that takes things away, if there are any.
@@ -481,12 +472,15 @@ func (d *delta) frame(t envoy.Type, r *response, parts mem.BufferSlice) *frame {
 	}
 	tail = appendString(tail, responseNonce, r.nonce)
 	tail = d.s.greeting(tail, true)
-	ty.sent, ty.inflight = r.nonce, r
+	ty.sent, ty.inflight = r.nonce, append(ty.inflight, r)
 	for _, l := range r.lists {
 		if len(ty.refused) == 0 {
 			break
 		}
 		for _, res := range l {
+			if _, was := ty.refused[res.Name]; was && t == envoy.Route {
+				d.tables = add(d.tables, res.Name) // perhaps it has never been there
+			}
 			delete(ty.refused, res.Name)
 		}
 	}
@@ -511,10 +505,17 @@ func sortByName(list []*envoy.Resource) {
 
 func newDelta(s *session) protocol { return &delta{s: s} }
 
+func (d *delta) alarm() time.Time {
+	if !d.returning {
+		return time.Time{}
+	}
+	return d.s.opened.Add(patience)
+}
+
 func (d *delta) waiting() (since time.Time) {
 	for t := range d.types {
-		if r := d.types[t].inflight; r != nil && (since.IsZero() || r.at.Before(since)) {
-			since = r.at
+		if f := d.types[t].inflight; len(f) > 0 && (since.IsZero() || f[0].at.Before(since)) {
+			since = f[0].at
 		}
 	}
 	return since
@@ -522,7 +523,7 @@ func (d *delta) waiting() (since time.Time) {
 
 func (d *delta) status(t envoy.Type) typeStatus {
 	ty := &d.types[t]
-	st := typeStatus{Asked: ty.asked, Sent: ty.sent, Acked: ty.acked, InFlight: ty.inflight != nil, Refused: ty.refused}
+	st := typeStatus{Asked: ty.asked, Sent: ty.sent, Acked: ty.acked, InFlight: len(ty.inflight) > 0, Refused: ty.refused}
 	switch {
 	case ty.all:
 		for _, s := range ty.have {

@@ -428,3 +428,49 @@ func TestAChangedClusterWhoseEndpointsVanishedMeanwhileIsToldSo(t *testing.T) {
 	c.ack(clusters)
 	c.expect(envoy.Cluster, "a@3")
 }
+
+// A subset that goes and comes back within a round trip: Envoy's unsubscription arrives when its cluster is there again. A route to a cluster
+// that waits for endpoints is a 503.
+func TestEndpointsFollowTheirClusterWhateverEnvoyIsSubscribedTo(t *testing.T) {
+	state := func(version uint64, subset bool, route string) *envoy.Set {
+		list := append(service("a", "1"), res(envoy.Listener, "l", "1"), res(envoy.Route, "80", route))
+		if subset {
+			list = append(list, service("v2", "1")...)
+		}
+		return set("s", version, list...)
+	}
+	f := newFixture(t, nil, state(1, true, "1"))
+	c := f.connect(f.token(time.Hour))
+	c.start(f)
+	for round := range 3 {
+		f.push(state(uint64(2+3*round), false, fmt.Sprint("without ", round)))
+		c.expect(envoy.Route, fmt.Sprintf("80@without %d", round))
+		c.expect(envoy.Cluster, "-v2")
+		c.quiet()
+		f.push(state(uint64(3+3*round), true, fmt.Sprint("with ", round)))
+		clusters, endpoints := c.receive(envoy.Cluster), c.receive(envoy.Endpoints)
+		if got := content(endpoints); !slices.Equal(got, []string{"v2@1"}) {
+			t.Fatalf("behind the cluster: %v", got)
+		}
+		c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: envoy.Endpoints.TypeURL(), ResourceNamesUnsubscribe: []string{"v2"}})
+		// It changes before Envoy asks for it again.
+		if round == 2 {
+			c.ack(clusters)
+			c.ack(endpoints)
+			c.expect(envoy.Route, "80@with 2")
+			next := state(12, true, "after")
+			next.Resources[envoy.Cluster][1] = res(envoy.Cluster, "v2", "2")
+			f.push(next)
+			c.expect(envoy.Cluster, "v2@2")
+			c.expect(envoy.Endpoints, "v2@1")
+			c.expect(envoy.Route, "80@after")
+			break
+		}
+		c.ack(clusters)
+		c.ack(endpoints)
+		c.expect(envoy.Route, fmt.Sprintf("80@with %d", round))
+		c.subscribe(envoy.Endpoints, "v2")
+		c.expect(envoy.Endpoints, "v2@1")
+		c.quiet()
+	}
+}

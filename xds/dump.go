@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/weft-mesh/weft/envoy"
@@ -33,6 +34,9 @@ func (s *Server) configDump(w http.ResponseWriter, r *http.Request) {
 	name := r.URL.Query().Get("name")
 	var out dump
 	for t := range envoy.NumTypes {
+		if t == envoy.VirtualHost { // shown in their tables, as Envoy shows them
+			continue
+		}
 		if types != nil && !slices.Contains(types, strings.ToLower(shortName(t))) {
 			continue
 		}
@@ -46,7 +50,7 @@ func (s *Server) configDump(w http.ResponseWriter, r *http.Request) {
 		}
 		sortByName(list)
 		if len(list) > 0 {
-			out.Configs = append(out.Configs, section(t, list))
+			out.Configs = append(out.Configs, section(t, list, sets))
 		}
 	}
 	writeJSON(w, out)
@@ -73,8 +77,8 @@ type dump struct {
 }
 
 // section is the part of a dump for one type, under Envoy's names.
-func section(t envoy.Type, list []*envoy.Resource) map[string]any {
-	names := [...]struct{ message, list, field string }{
+func section(t envoy.Type, list []*envoy.Resource, sets []*envoy.Set) map[string]any {
+	names := [envoy.NumTypes]struct{ message, list, field string }{
 		envoy.Cluster:   {"ClustersConfigDump", "dynamic_active_clusters", "cluster"},
 		envoy.Endpoints: {"EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config"},
 		envoy.Listener:  {"ListenersConfigDump", "dynamic_listeners", "listener"},
@@ -88,6 +92,18 @@ func section(t envoy.Type, list []*envoy.Resource) map[string]any {
 			e["weft_causes"] = causes(res.Causes)
 		}
 		switch t {
+		case envoy.Route:
+			var inside []map[string]any
+			whole := *res
+			for _, s := range sets {
+				for _, host := range hosts(s, res.Name) {
+					whole.Body = protowire.AppendBytes(protowire.AppendTag(slices.Clip(whole.Body), routeVirtualHosts, protowire.BytesType), host.Body)
+					inside = append(inside, map[string]any{"name": host.Name, "version_info": host.Version, "weft_causes": causes(host.Causes)})
+				}
+			}
+			if len(inside) > 0 {
+				e[names.field], e["weft_virtual_hosts"] = resourceJSON(&whole), inside
+			}
 		case envoy.Listener:
 			e = map[string]any{"name": res.Name, "active_state": e}
 		case envoy.Secret:
@@ -100,6 +116,9 @@ func section(t envoy.Type, list []*envoy.Resource) map[string]any {
 		names.list: entries,
 	}
 }
+
+// routeVirtualHosts is the field of a RouteConfiguration that holds virtual hosts: appending one to the encoded message adds it.
+const routeVirtualHosts = 2
 
 // resourceJSON decodes a resource. Of secrets only type and name are shown.
 func resourceJSON(res *envoy.Resource) json.RawMessage {

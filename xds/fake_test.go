@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -39,17 +40,114 @@ import (
 
 const issuerName = "https://kubernetes.default.svc"
 
-// fakeMesh hands out fixed Sets to everybody.
+// fakeMesh hands out fixed Sets to everybody and, on demand, what is asked of a catalog.
 type fakeMesh struct {
-	pods map[string]*mesh.Workload
-	sets []*envoy.Set
+	pods     map[string]*mesh.Workload
+	sets     []*envoy.Set
+	onDemand bool
+	catalog  []fakeHost
+
+	mu    sync.Mutex
+	asked map[*envoy.Demand]*envoy.Set
+}
+
+// fakeHost is a host on port 80: "name", or "name.default". Its virtual host is "80/name.default".
+type fakeHost struct {
+	name, version string
+	clusters      []string // that its virtual host names; empty means one of the host's name
+}
+
+func (h fakeHost) resources() []*envoy.Resource {
+	list := []*envoy.Resource{res(envoy.VirtualHost, "80/"+h.name+".default", h.version)}
+	for _, c := range h.needs() {
+		list = append(list, service(c, "1")...)
+	}
+	return list
+}
+
+func (h fakeHost) needs() []string {
+	if len(h.clusters) == 0 {
+		return []string{h.name}
+	}
+	return h.clusters
+}
+
+// host is whom a name means.
+func (m *fakeMesh) host(name string) (fakeHost, bool) {
+	for _, h := range m.catalog {
+		if name == "80/"+h.name || name == "80/"+h.name+".default" {
+			return h, true
+		}
+	}
+	return fakeHost{}, false
+}
+
+func (m *fakeMesh) cluster(name string) bool {
+	return slices.ContainsFunc(m.catalog, func(h fakeHost) bool { return slices.Contains(h.needs(), name) })
 }
 
 func (m *fakeMesh) Workload(namespace, name string) *mesh.Workload { return m.pods[namespace+"/"+name] }
-func (m *fakeMesh) Sets(envoy.Proxy) []*envoy.Set                  { return m.sets }
+
+func (m *fakeMesh) Sets(p envoy.Proxy) []*envoy.Set {
+	if p.Demand == nil {
+		return m.sets
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.asked == nil {
+		m.asked = make(map[*envoy.Demand]*envoy.Set)
+	}
+	asked := m.asked[p.Demand]
+	if asked == nil {
+		has := make(map[string]*envoy.Resource)
+		for _, name := range p.Demand.Names[envoy.VirtualHost] {
+			list := []*envoy.Resource{res(envoy.VirtualHost, name, "stranger")}
+			if h, ok := m.host(name); ok {
+				list = h.resources()
+			}
+			for _, r := range list {
+				has[shortName(r.Type)+r.Name] = r
+			}
+		}
+		for _, name := range p.Demand.Names[envoy.Cluster] {
+			list := []*envoy.Resource{res(envoy.Cluster, name, "empty")}
+			if m.cluster(name) {
+				list = service(name, "1")
+			}
+			for _, r := range list {
+				has[shortName(r.Type)+r.Name] = r
+			}
+		}
+		asked = set("asked/"+p.Demand.Workload, 1, slices.Collect(maps.Values(has))...)
+		m.asked[p.Demand] = asked
+	}
+	return append(slices.Clip(m.sets), asked)
+}
+
+func (m *fakeMesh) Resolve(p envoy.Proxy, t envoy.Type, name string) *envoy.Resource {
+	if h, ok := m.host(name); ok && t == envoy.VirtualHost {
+		name = "80/" + h.name + ".default"
+	}
+	return lookup(m.Sets(p), t, name)
+}
+
+func (m *fakeMesh) Means(p envoy.Proxy, t envoy.Type, name string) envoy.Meaning {
+	_, isHost := m.host(name)
+	switch {
+	case t == envoy.VirtualHost && isHost, t == envoy.Cluster && m.cluster(name):
+		return envoy.Known
+	case strings.Contains(name, "!"), t == envoy.VirtualHost && !strings.HasPrefix(name, "80/"):
+		return envoy.Nonsense
+	}
+	return envoy.Stranger
+}
+
+func (m *fakeMesh) OnDemand(w *mesh.Workload) bool { return m.onDemand }
 
 // with is a copy with other Sets.
-func (m *fakeMesh) with(sets ...*envoy.Set) *fakeMesh { return &fakeMesh{m.pods, sets} }
+func (m *fakeMesh) with(sets ...*envoy.Set) *fakeMesh {
+	return &fakeMesh{pods: m.pods, sets: sets, onDemand: m.onDemand, catalog: m.catalog}
+}
 
 func pod(name, uid string) *mesh.Workload {
 	return &mesh.Workload{
@@ -71,12 +169,14 @@ func res(t envoy.Type, name, content string) *envoy.Resource {
 		m = &listener.Listener{Name: name, StatPrefix: content}
 	case envoy.Route:
 		m = &route.RouteConfiguration{Name: name, InternalOnlyHeaders: []string{content}}
+	case envoy.VirtualHost:
+		m = &route.VirtualHost{Name: name, Domains: []string{name}, RequestHeadersToRemove: []string{content}}
 	}
 	body, err := proto.Marshal(m)
 	if err != nil {
 		panic(err)
 	}
-	return &envoy.Resource{Type: t, Name: name, Version: content, Body: body, Segment: segment(t, name, content, body),
+	return &envoy.Resource{Type: t, Name: name, Version: content, Body: body, Segment: segment(t, name, content, body), VHDS: t == envoy.Route && content == "vhds",
 		Causes: []mesh.Ref{{Kind: "VirtualService", Namespace: "default", Name: "cause-of-" + name}}}
 }
 
@@ -314,7 +414,11 @@ func (c *client) quiet() {
 func content(r *discovery.DeltaDiscoveryResponse) []string {
 	var out []string
 	for _, x := range r.Resources {
-		out = append(out, x.Name+"@"+x.Version)
+		if x.Resource == nil {
+			out = append(out, x.Name+" nobody")
+			continue
+		}
+		out = append(out, strings.Join(append([]string{x.Name + "@" + x.Version}, x.Aliases...), " alias "))
 		if x.Resource.TypeUrl != r.TypeUrl {
 			out = append(out, "type "+x.Resource.TypeUrl)
 		}

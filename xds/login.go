@@ -145,6 +145,8 @@ func (l *login) identify(m Mesh, n *node, proxy *envoy.Proxy) error {
 		ServiceAccount: account,
 		Workload:       w,
 		Addresses:      n.addresses,
+		Demand:         proxy.Demand,
+		Inline:         proxy.Inline,
 	}.Identified()
 	return nil
 }

@@ -23,6 +23,8 @@ type metrics struct {
 	requests    prometheus.Counter
 	issued      prometheus.Counter
 	signErrors  prometheus.Counter
+	names       prometheus.Counter
+	strangers   prometheus.Counter
 }
 
 type typeMetrics struct {
@@ -70,6 +72,8 @@ func newMetrics(s *Server) *metrics {
 		requests:   counter("citadel_server_csr_count", "Certificates asked for."),
 		issued:     counter("citadel_server_success_cert_issuance_count", "Certificates issued."),
 		signErrors: counter("citadel_server_csr_sign_err_count", "Certificates that could not be signed."),
+		names:      counter("weft_on_demand_names_learned_total", "Names that workloads asked for for the first time."),
+		strangers:  counter("weft_on_demand_names_refused_total", "Names that were no names, or too many that nobody has; answered 404."),
 	}
 	for t := range m.byType {
 		l := strings.ToLower(shortName(envoy.Type(t)))
@@ -80,7 +84,7 @@ func newMetrics(s *Server) *metrics {
 		}
 	}
 	m.vectors = []prometheus.Collector{pushes, rejects, sent, removed, kept, bytes, size, took, m.queue, m.convergence, m.send,
-		m.timeouts, m.unknown, m.failures, m.requests, m.issued, m.signErrors, connections{s}}
+		m.timeouts, m.unknown, m.failures, m.requests, m.issued, m.signErrors, m.names, m.strangers, connections{s}}
 	if a := s.config.Authority; a != nil {
 		m.vectors = append(m.vectors,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "citadel_server_root_cert_expiry_timestamp", Help: "Unix time at which the first trusted root ends."},
@@ -113,15 +117,19 @@ func (m *metrics) unchanged(t envoy.Type, n int) { m.byType[t].kept.Add(float64(
 func (m *metrics) waited(d time.Duration)        { m.queue.Observe(d.Seconds()) }
 func (m *metrics) converged(d time.Duration)     { m.convergence.Observe(d.Seconds()) }
 func (m *metrics) writeTimeout()                 { m.timeouts.Inc() }
+func (m *metrics) learned(n int)                 { m.names.Add(float64(n)) }
+func (m *metrics) turnedAway(n int)              { m.strangers.Add(float64(n)) }
 func (m *metrics) unknownType()                  { m.unknown.Inc() }
 func (m *metrics) loginFailed()                  { m.failures.Inc() }
 func (m *metrics) signed()                       { m.requests.Inc(); m.issued.Inc() }
 func (m *metrics) signingFailed()                { m.requests.Inc(); m.signErrors.Inc() }
 
-// connections counts proxies when it is asked.
+// connections counts proxies, and what is kept for them, when it is asked.
 type connections struct{ s *Server }
 
 var (
+	workloadsDesc = prometheus.NewDesc("weft_on_demand_workloads", "Workloads whose proxies are told what they ask for.", nil, nil)
+	demandDesc    = prometheus.NewDesc("weft_on_demand_names", "Names that those workloads have asked for, by type.", []string{"type"}, nil)
 	connectedDesc = prometheus.NewDesc("pilot_xds", "Connected proxies, by version of Envoy.", []string{"version"}, nil)
 	refusedDescs  = func() (d [envoy.NumTypes]*prometheus.Desc) {
 		for t := range d {
@@ -134,6 +142,8 @@ var (
 
 func (c connections) Describe(ch chan<- *prometheus.Desc) {
 	ch <- connectedDesc
+	ch <- workloadsDesc
+	ch <- demandDesc
 	for _, d := range refusedDescs {
 		ch <- d
 	}
@@ -155,6 +165,14 @@ func (c connections) Collect(ch chan<- prometheus.Metric) {
 		}
 		ses.mu.Unlock()
 	}
+	demands := c.s.demands.list()
+	hosts, clusters := 0, 0
+	for _, h := range demands {
+		hosts, clusters = hosts+len(h.VirtualHosts), clusters+len(h.Clusters)
+	}
+	ch <- prometheus.MustNewConstMetric(workloadsDesc, prometheus.GaugeValue, float64(len(demands)))
+	ch <- prometheus.MustNewConstMetric(demandDesc, prometheus.GaugeValue, float64(hosts), "vhds")
+	ch <- prometheus.MustNewConstMetric(demandDesc, prometheus.GaugeValue, float64(clusters), "cds")
 	for v, n := range versions {
 		ch <- prometheus.MustNewConstMetric(connectedDesc, prometheus.GaugeValue, float64(n), v)
 	}

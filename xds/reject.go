@@ -190,5 +190,5 @@ func nameByte(c byte) bool {
 
 // shortName is the name that Istio's users know a type by.
 func shortName(t envoy.Type) string {
-	return [...]string{envoy.Cluster: "CDS", envoy.Endpoints: "EDS", envoy.Listener: "LDS", envoy.Route: "RDS", envoy.Secret: "SDS"}[t]
+	return [...]string{envoy.Cluster: "CDS", envoy.Endpoints: "EDS", envoy.Listener: "LDS", envoy.Route: "RDS", envoy.VirtualHost: "VHDS", envoy.Secret: "SDS"}[t]
 }

@@ -35,6 +35,12 @@ type Mesh interface {
 	// Sets returns what a proxy must have. Scopes that did not change since the
 	// last Mesh are the same objects.
 	Sets(envoy.Proxy) []*envoy.Set
+	// OnDemand reports whether a pod's proxy is told what its workload asks for, and nothing else.
+	OnDemand(*mesh.Workload) bool
+	// Resolve finds what a proxy means by a name, among its Sets; nil when it is not there.
+	Resolve(envoy.Proxy, envoy.Type, string) *envoy.Resource
+	// Means says what a name is to a proxy, whether it has asked for it or not.
+	Means(envoy.Proxy, envoy.Type, string) envoy.Meaning
 }
 
 // Config tells a Server what it needs from outside.
@@ -51,7 +57,10 @@ type Config struct {
 	// AnswerTimeout is how long a proxy may neither accept nor reject what it was sent;
 	// 0 means 5 minutes. Envoy holds its answer back while clusters warm up, so this is no measure of load.
 	AnswerTimeout time.Duration
-	Log           *slog.Logger // nil means slog.Default()
+	// Remember is called when proxies of a workload have asked for more than before, with all that they have asked for; nil when nobody
+	// keeps a record. It must not block.
+	Remember func(*envoy.Demand)
+	Log      *slog.Logger // nil means slog.Default()
 }
 
 // Server is the discovery service. Publish gives it what to serve.
@@ -61,6 +70,7 @@ type Server struct {
 	metrics *metrics
 	changes *changes
 	rejects *rejects
+	demands *demands
 
 	current  atomic.Pointer[publication]
 	stopping chan struct{}
@@ -105,6 +115,7 @@ func NewServer(c Config) *Server {
 		log:      c.Log,
 		changes:  newChanges(),
 		rejects:  newRejects(),
+		demands:  newDemands(c.Remember),
 		stopping: make(chan struct{}),
 		sessions: make(map[uint64]*session),
 	}
@@ -226,9 +237,17 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 		return err
 	}
 	ses := &session{server: s, stream: stream, login: *login, node: first.node, delta: delta, leave: make(chan struct{}), opened: time.Now()}
+	ses.proxy.Inline = !delta
 	if ses.publication, err = s.await(ctx, login, first.node, &ses.proxy); err != nil {
 		s.log.Info("a stream was refused", "proxy", login.name(), "peer", login.peer, "error", err)
 		return err
+	}
+	// The answer is for the whole stream: a proxy that was told everything is not taken from, and one on demand goes on asking.
+	if delta && ses.publication.mesh.OnDemand(ses.proxy.Workload) {
+		ses.appetite = s.demands.enter(ses.proxy.Namespace + "/" + ses.proxy.ServiceAccount)
+		defer s.demands.leave(ses.appetite)
+		p := s.demands.current(ses.appetite)
+		ses.proxy.Demand, ses.grown = p.Demand, p.grown
 	}
 	ses.sets = ses.publication.mesh.Sets(ses.proxy)
 	ses.arrange()

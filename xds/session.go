@@ -30,6 +30,10 @@ type session struct {
 
 	mu          sync.Mutex // guards what follows; never held while writing
 	proxy       envoy.Proxy
+	appetite    *appetite // nil: the proxy is told everything
+	grown       <-chan struct{}
+	heard       [envoy.NumTypes][]string // names that the workload's Demand may lack
+	had         []string                 // virtual hosts that the proxy has from an earlier stream
 	publication *publication
 	sets        []*envoy.Set
 	wallet      *wallet
@@ -45,11 +49,16 @@ type session struct {
 // protocol is one of the two ways to talk to a proxy. Its methods are called with
 // the session's mutex held.
 type protocol interface {
-	request(t envoy.Type, r *request)
+	// request takes in a message; an error ends the stream.
+	request(t envoy.Type, r *request) error
+	// learned is called when what was asked for is known.
+	learned()
 	// next returns the next message to write, nil when there is none for now.
 	next() *frame
 	// waiting is since when the proxy owes an answer; zero when it owes none.
 	waiting() time.Time
+	// alarm is when next has something to do though nothing happens; zero for never.
+	alarm() time.Time
 	// status describes one type.
 	status(t envoy.Type) typeStatus
 }
@@ -76,6 +85,8 @@ func (s *session) run(ctx context.Context, first *request) error {
 	defer renew.Stop()
 	silent := timerAt(time.Time{})
 	defer silent.Stop()
+	alarm := timerAt(time.Time{})
+	defer alarm.Stop()
 
 	if err := s.take(first); err != nil {
 		return err
@@ -85,7 +96,7 @@ func (s *session) run(ctx context.Context, first *request) error {
 			return err
 		}
 		s.mu.Lock()
-		next := s.publication.next
+		next, grown := s.publication.next, s.grown
 		var authority <-chan struct{}
 		if s.wallet != nil {
 			authority = s.server.authorityChanged()
@@ -96,6 +107,7 @@ func (s *session) run(ctx context.Context, first *request) error {
 			waiting = waiting.Add(s.server.config.AnswerTimeout)
 		}
 		resetAt(silent, waiting)
+		resetAt(alarm, s.protocol.alarm())
 		s.mu.Unlock()
 		select {
 		case r := <-requests:
@@ -106,6 +118,11 @@ func (s *session) run(ctx context.Context, first *request) error {
 			if err := s.refresh(); err != nil {
 				return err
 			}
+		case <-grown:
+			s.mu.Lock()
+			s.adopt()
+			s.mu.Unlock()
+		case <-alarm.C:
 		case <-authority:
 			s.certify()
 		case <-renew.C:
@@ -165,8 +182,7 @@ func (s *session) take(r *request) error {
 		}
 		s.arrange()
 	}
-	s.protocol.request(t, r)
-	return nil
+	return s.protocol.request(t, r)
 }
 
 // flush writes all that can be written now. Requests that already arrived are
@@ -182,12 +198,17 @@ func (s *session) flush(requests <-chan *request) error {
 		default:
 		}
 		s.mu.Lock()
+		s.learn()
 		f := s.protocol.next()
-		if f == nil {
+		more := s.curious()
+		if f == nil && !more {
 			s.settled()
 		}
 		s.mu.Unlock()
 		if f == nil {
+			if more {
+				continue
+			}
 			return nil
 		}
 		if err := s.send(f); err != nil {
@@ -224,17 +245,22 @@ func (s *session) refresh() error {
 	if err := s.login.identify(p.mesh, s.node, &s.proxy); err != nil {
 		return err
 	}
-	sets := p.mesh.Sets(s.proxy)
+	s.follow(p.since)
+	return nil
+}
+
+// follow takes what the proxy must have now. since is when the reason for it came.
+func (s *session) follow(since time.Time) {
+	sets := s.publication.mesh.Sets(s.proxy)
 	if slices.Equal(sets, s.sets) {
-		return nil
+		return
 	}
 	s.sets = sets
 	s.arrange()
-	s.server.metrics.waited(time.Since(p.since))
+	s.server.metrics.waited(time.Since(since))
 	if s.changed.IsZero() {
-		s.changed = p.since
+		s.changed = since
 	}
-	return nil
 }
 
 // arrange puts the proxy's own secrets beside what it shares with others.

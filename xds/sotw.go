@@ -36,7 +36,12 @@ type worldType struct {
 
 func newWorld(s *session) protocol { return &world{s: s} }
 
-func (w *world) request(t envoy.Type, r *request) {
+func (w *world) request(t envoy.Type, r *request) error {
+	w.ask(t, r)
+	return nil
+}
+
+func (w *world) ask(t envoy.Type, r *request) {
 	ty := &w.types[t]
 	names := make([]string, 0, len(r.subscribe))
 	for _, n := range r.subscribe {
@@ -145,6 +150,10 @@ func (w *world) next() *frame {
 	}
 	return nil
 }
+
+func (w *world) learned() {}
+
+func (w *world) alarm() time.Time { return time.Time{} }
 
 func (w *world) waiting() (since time.Time) {
 	for t := range w.types {

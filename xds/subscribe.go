@@ -1,28 +1,51 @@
 package xds
 
 import (
+	"slices"
 	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/weft-mesh/weft/envoy"
 )
 
-// subscribe adds names to what a proxy wants, and notes what it must be told for that.
-func (d *delta) subscribe(t envoy.Type, names []string) {
+// A stream remembers what it was asked for: the names of endpoints, routes and secrets that are not simply all there are. maxNames is above
+// the clusters of the largest mesh; with maxName it bounds what one stream can make this server keep.
+const (
+	maxNames     = 1 << 17
+	maxQuestions = 1 << 16 // not answered yet; a proxy that confirms what it is sent has none for long
+)
+
+// subscribe adds names to what a proxy wants, and notes what it must be told for that. An error ends the stream.
+func (d *delta) subscribe(t envoy.Type, names []string) error {
 	ty := &d.types[t]
 	if len(names) == 0 {
-		return
+		return nil
 	}
 	sets := d.s.wanted(t)
 	if ty.first && t == envoy.Endpoints && coversAll(names, sets) {
 		ty.all = true
-		return
+		return nil
+	}
+	if slices.Contains(names, "*") {
+		ty.wildcard = true
+	}
+	if t == envoy.VirtualHost {
+		return d.question(names)
 	}
 	for _, name := range names {
 		if name == "*" {
-			ty.wildcard = true
 			continue
 		}
 		res := lookup(sets, t, name)
+		if t == envoy.Cluster && ty.wildcard {
+			d.wish(ty, name, res)
+			continue
+		}
+		if res == nil && len(name) > maxName {
+			return status.Errorf(codes.InvalidArgument, "%s name of %d bytes", shortName(t), len(name))
+		}
 		if res != nil {
 			name = res.Name // the request's memory is not kept
 		} else {
@@ -39,12 +62,50 @@ func (d *delta) subscribe(t envoy.Type, names []string) {
 			// Never silence: Envoy would wait for initial_fetch_timeout.
 			ty.absent = add(ty.absent, name)
 		case res != nil && !ty.first:
+			if _, sent := ty.expected[name]; sent {
+				delete(ty.expected, name)
+				break
+			}
 			// A proxy that asks again wants an answer, whatever we believe it has.
 			ty.forced = add(ty.forced, name)
 		}
+		if t == envoy.Route && (res == nil || res.VHDS) && ty.known[name] == "" {
+			d.tables = add(d.tables, name)
+		}
+	}
+	if len(ty.names) > maxNames || len(ty.absent)+len(ty.wanting) > maxQuestions {
+		return status.Errorf(codes.ResourceExhausted, "too many %s names: %d, and %d that nothing has", shortName(t), len(ty.names), len(ty.absent)+len(ty.wanting))
 	}
 	if t == envoy.Endpoints && !ty.all && len(ty.names) >= total(sets, t) && total(sets, t) > 0 {
 		d.collapse(ty, sets)
+	}
+	return nil
+}
+
+// question notes virtual hosts that requests of the app wait for. Their names come from the app.
+func (d *delta) question(names []string) error {
+	for _, name := range names {
+		if name != "*" {
+			d.questions = append(d.questions, strings.Clone(name))
+			d.s.hear(envoy.VirtualHost, name)
+		}
+	}
+	if len(d.questions) > maxQuestions {
+		return status.Errorf(codes.ResourceExhausted, "%d virtual hosts were asked for, and no answer to the first was confirmed", len(d.questions))
+	}
+	return nil
+}
+
+// wish notes a cluster that a connection of the app waits for. Envoy has the others without asking.
+func (d *delta) wish(ty *deltaType, name string, res *envoy.Resource) {
+	switch {
+	case res == nil && d.s.appetite != nil && len(name) <= maxName:
+		ty.wanting = append(ty.wanting, strings.Clone(name))
+		d.s.hear(envoy.Cluster, name)
+	case res == nil && ty.known[name] == "":
+		ty.absent = add(ty.absent, strings.Clone(name))
+	case res != nil && !ty.first:
+		ty.forced = add(ty.forced, res.Name)
 	}
 }
 
@@ -89,6 +150,10 @@ func (d *delta) unsubscribe(t envoy.Type, names []string) {
 		delete(ty.absent, name)
 		delete(ty.gone, name)
 		delete(ty.refused, name)
+		delete(ty.expected, name)
+		if t == envoy.Route {
+			delete(d.tables, name)
+		}
 	}
 }
 
@@ -109,9 +174,15 @@ func (d *delta) expand(ty *deltaType, without string) {
 
 // wants reports whether the proxy is subscribed to a resource that exists.
 func (ty *deltaType) wants(name string) bool {
-	if ty.wildcard || ty.all {
+	if ty.wildcard || ty.all || ty.subscribed(name) {
 		return true
 	}
+	_, ok := ty.expected[name]
+	return ok
+}
+
+// subscribed reports whether the proxy asked for just this name.
+func (ty *deltaType) subscribed(name string) bool {
 	_, ok := ty.names[name]
 	return ok
 }

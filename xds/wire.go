@@ -50,6 +50,8 @@ const (
 	responseType      = 4
 	responseNonce     = 5
 	responseRemoved   = 6 // DeltaDiscoveryResponse only
+
+	resourceVersion, resourceBody, resourceName, resourceAliases = 1, 2, 3, 4 // Resource
 )
 
 // decode reads one message. Unknown fields are skipped, as protobuf asks.
