@@ -19,13 +19,20 @@ import (
 )
 
 // one is the node hash of the baseline: all proxies share one snapshot, which is the cheapest way to use the cache. With a
-// snapshot for each proxy, as control planes that compute per proxy have, it only gets more.
+// snapshot for each proxy, as control planes that compute per proxy have, it only gets more. (All therefore get what the first one needs,
+// its inbound listener too.)
 type one struct{}
 
 func (one) ID(*core.Node) string { return "all" }
 
-// serveBaseline is the process of the go-control-plane server. It derives the same resources as weft and gives them to the cache
+// baseline is the process of the go-control-plane server. It derives the same resources as weft and gives them to the cache
 // as messages; only what comes after that is measured.
+type baseline struct {
+	*plane
+	cache   cache.SnapshotCache
+	version int
+}
+
 func serveBaseline(s size, path string) error {
 	plane, err := newPlane(s)
 	if err != nil {
@@ -33,63 +40,73 @@ func serveBaseline(s size, path string) error {
 	}
 	plane.derive()
 	ctx := context.Background()
-	snapshots := cache.NewSnapshotCache(false, one{}, log.LoggerFuncs{})
-	version := 0
-	snapshot := func() (*cache.Snapshot, error) {
-		resources := map[string][]types.Resource{}
-		for _, set := range plane.world.Sets(plane.proxy(0)) {
-			for t := range envoy.NumTypes {
-				for _, r := range set.Resources[t] {
-					m, err := (&anypb.Any{TypeUrl: t.TypeURL(), Value: r.Body}).UnmarshalNew()
-					if err != nil {
-						return nil, fmt.Errorf("%s: %w", r.Name, err)
-					}
-					resources[t.TypeURL()] = append(resources[t.TypeURL()], m)
-				}
-			}
-		}
-		version++
-		return cache.NewSnapshot(strconv.Itoa(version), resources)
-	}
-	first, err := snapshot()
-	if err != nil {
-		return err
-	}
-	if err := snapshots.SetSnapshot(ctx, "all", first); err != nil {
+	b := &baseline{plane: plane, cache: cache.NewSnapshotCache(false, one{}, log.LoggerFuncs{})}
+	if err := b.publish(); err != nil {
 		return err
 	}
 	g := grpc.NewServer()
-	discovery.RegisterAggregatedDiscoveryServiceServer(g, server.NewServer(ctx, snapshots, nil))
+	discovery.RegisterAggregatedDiscoveryServiceServer(g, server.NewServer(ctx, b.cache, nil))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	go func() { _ = g.Serve(l) }()
-	to := plane.setup()
-	to.TLS, to.Address = false, l.Addr().String()
+	to := plane.setup(true)
+	// There is one snapshot: all ask for what is in it.
+	for n := range to.Namespaces {
+		to.Namespaces[n] = to.Namespaces[0]
+	}
+	to.Address = l.Addr().String()
 	if err := to.write(path); err != nil {
 		return err
 	}
-	return answer(func(verb string, _ []string) (any, error) {
-		switch verb {
-		case "usage":
-		case "tidy":
-			tidy()
-		default:
-			if err := plane.change(verb); err != nil {
-				return nil, err
+	return answer(b.do)
+}
+
+func (b *baseline) publish() error {
+	next, err := b.snapshotOf(b.proxy(0, true))
+	if err != nil {
+		return err
+	}
+	return b.cache.SetSnapshot(context.Background(), "all", next)
+}
+
+func (b *baseline) snapshotOf(p envoy.Proxy) (*cache.Snapshot, error) {
+	resources := map[string][]types.Resource{}
+	for _, set := range b.world.Sets(p) {
+		for t := range envoy.NumTypes {
+			for _, r := range set.Resources[t] {
+				m, err := (&anypb.Any{TypeUrl: t.TypeURL(), Value: r.Body}).UnmarshalNew()
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", r.Name, err)
+				}
+				resources[t.TypeURL()] = append(resources[t.TypeURL()], m)
 			}
-			plane.derive()
-			next, err := snapshot()
-			if err != nil {
-				return nil, err
-			}
-			begun, err := used()
-			if err != nil {
-				return nil, err
-			}
-			return begun, snapshots.SetSnapshot(ctx, "all", next)
 		}
+	}
+	b.version++
+	return cache.NewSnapshot(strconv.Itoa(b.version), resources)
+}
+
+func (b *baseline) do(verb string, _ []string) (any, error) {
+	switch verb {
+	case "usage":
 		return used()
-	})
+	case "tidy":
+		tidy()
+		return used()
+	}
+	if err := b.change(verb); err != nil {
+		return nil, err
+	}
+	b.derive()
+	next, err := b.snapshotOf(b.proxy(0, true))
+	if err != nil {
+		return nil, err
+	}
+	begun, err := used()
+	if err != nil {
+		return nil, err
+	}
+	return begun, b.cache.SetSnapshot(context.Background(), "all", next)
 }

@@ -1,263 +1,274 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
+	"path/filepath"
 	"slices"
-	"text/tabwriter"
 	"time"
 )
 
-// figure is what one piece of work cost the server.
+// figure is what one piece of work cost. Durations are in nanoseconds.
 type figure struct {
-	CPU      time.Duration // of the server
-	Wall     time.Duration // from the change until the last proxy had it
-	Messages int64
-	Bytes    int64
+	CPU            time.Duration // of the server: the median
+	CPUMin, CPUMax time.Duration
+	Wall           time.Duration // from the change until the last proxy had it: the median
+	Messages       int64
+	Bytes          int64
+	Proxies        time.Duration // CPU of all proxies, which share the machine
 }
 
 // result is one server's.
 type result struct {
-	Start           time.Duration // CPU before anybody connects
-	RSSBefore       int64
-	RSS             int64 // with all proxies connected, after a collection
-	Peak            int64
+	RSSBefore    int64 // with nobody connected, after a collection
+	RSSConnected int64 // as it is when the last one has connected
+	RSS          int64 // after a collection
+	Peak         int64
+	// PerSidecar is the memory of one idle proxy more: bytes. What all share is not in it.
+	PerSidecar      float64
+	BytesPerSidecar int64
 	Connect         figure
 	Work            map[string]figure
-	BytesPerSidecar int64
 }
 
-// works are the changes that are measured, in their order. Those of one resource are made several times, and the median counts.
-var works = []string{"endpoint", "virtualservice", "destinationrule", "peerauthentication", "rollout", "churn", "storm"}
+// works are the changes that are measured, in their order.
+var works = []string{"endpoint", "virtualservice", "elsewhere", "destinationrule", "peerauthentication", "rollout", "churn", "storm"}
 
-const repeats = 5
+// measurement is of one server in one round.
+type measurement struct {
+	size
+	options
+	server string
+	dir    string
+	weft   *result // of the round, when server is another one
 
-// profiledWork is what -cpuprofile looks at.
-var profiledWork string
+	serving, crowd *process
+}
 
-func measure(s size, name, path, profile string) (*result, error) {
+func (m *measurement) run() (*result, error) {
 	r := &result{Work: map[string]figure{}}
-	if name == "floor" {
-		path += ".floor"
-	}
-	server, err := start(s, name, path)
-	if err != nil {
-		return nil, err
-	}
-	defer server.end()
-	var before, after usage
-	if err := server.ask(&before, "usage"); err != nil {
-		return nil, err
-	}
-	if name != "floor" {
-		if err := server.ask(&before, "tidy"); err != nil {
+	// Memory for one more is the difference between two crowds.
+	few := 0
+	var little int64
+	if m.server == "weft" && m.Sidecars >= 5*m.Namespaces {
+		few = m.Sidecars / 5
+		part := *m
+		part.Sidecars = few
+		got := &result{}
+		if _, err := part.connect(got, "few"); err != nil {
 			return nil, err
 		}
+		part.end()
+		little = got.RSS - got.RSSBefore
 	}
-	r.Start, r.RSSBefore = before.CPU, before.RSS
-	proxies, err := start(s, "crowd", path)
-	if err != nil {
-		return nil, err
-	}
-	defer proxies.end()
-	var h heard
-	if err := proxies.ask(&h, "mark"); err != nil {
-		return nil, err
-	}
-	profiled := func(verb, work string) error {
-		if profile == "" || name != "weft" || work != profiledWork {
-			return nil
+	var all []figure
+	for n := range max(m.repeat, 1) {
+		if n > 0 {
+			m.end()
 		}
-		return server.ask(&usage{}, verb)
-	}
-	if err := profiled("profile "+profile, "connect"); err != nil {
-		return nil, err
-	}
-	if err := server.ask(&before, "usage"); err != nil {
-		return nil, err
-	}
-	if err := proxies.ask(&h, "connect"); err != nil {
-		return nil, err
-	}
-	if err := server.ask(&after, "usage"); err != nil {
-		return nil, err
-	}
-	if err := profiled("profiled", "connect"); err != nil {
-		return nil, err
-	}
-	r.Connect = figure{after.CPU - before.CPU, time.Duration(h.Last - before.At), h.Messages, h.Bytes}
-	r.BytesPerSidecar = h.Bytes / int64(s.Sidecars)
-	r.Peak = after.Max
-	if name == "weft" {
-		// The floor has to send as much.
-		if err := addBytes(path, int(r.BytesPerSidecar)); err != nil {
+		f, err := m.connect(r, fmt.Sprint(n))
+		if err != nil {
+			m.end()
 			return nil, err
 		}
+		all = append(all, f)
 	}
-	if name != "floor" {
-		if err := server.ask(&after, "tidy"); err != nil {
-			return nil, err
-		}
-		r.RSS = after.RSS
+	defer m.end()
+	r.Connect = median(all)
+	r.BytesPerSidecar = r.Connect.Bytes / int64(m.Sidecars)
+	r.PerSidecar = float64(r.RSS-r.RSSBefore) / float64(m.Sidecars)
+	if few > 0 {
+		r.PerSidecar = float64(r.RSS-r.RSSBefore-little) / float64(m.Sidecars-few)
 	}
-	for _, w := range works {
-		verb, times := w, repeats
-		switch {
-		case name == "floor" && w != "endpoint" && w != "virtualservice":
+	for _, work := range works {
+		times := m.times(work)
+		if times == 0 {
 			continue
-		case name == "baseline" && !slices.Contains([]string{"endpoint", "virtualservice", "destinationrule"}, w):
-			continue
-		case w == "churn":
-			verb, times = fmt.Sprintf("churn %d", int(s.Churn/(100*time.Millisecond))), 1
-		case w == "rollout":
-			times = 1
-		case w == "storm":
-			times = 1
-			if s.Protocol != "delta" {
-				continue // the state of the world is sent whole
-			}
 		}
 		var all []figure
-		if err := profiled("profile "+profile, w); err != nil {
+		if err := m.profiled(work, "profile "+m.profile); err != nil {
 			return nil, err
 		}
-		for n := range times + 1 {
-			f, err := once(s, name, w, verb, server, proxies)
+		// The first change of a resource makes it; it changes from then on.
+		if work != "rollout" && work != "churn" && work != "storm" {
+			if _, err := m.once(work); err != nil {
+				return nil, fmt.Errorf("%s: %w", work, err)
+			}
+		}
+		for range times {
+			f, err := m.once(work)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", w, err)
+				return nil, fmt.Errorf("%s: %w", work, err)
 			}
-			// The first one makes the object; it changes from then on.
-			if n > 0 || times == 1 {
-				all = append(all, f)
-			}
-			if times == 1 {
-				break
-			}
+			all = append(all, f)
 		}
-		if err := profiled("profiled", w); err != nil {
+		if err := m.profiled(work, "profiled"); err != nil {
 			return nil, err
 		}
-		slices.SortFunc(all, func(a, b figure) int { return int(a.CPU - b.CPU) })
-		r.Work[w] = all[len(all)/2]
+		r.Work[work] = median(all)
 	}
 	return r, nil
 }
 
-// pushBytes is what the floor sends for a change: as much as weft's message.
-var pushBytes = map[string]int64{}
+// times is how often a work is done in this round.
+func (m *measurement) times(work string) int {
+	switch {
+	case m.server == "floor" && work != "endpoint" && work != "virtualservice":
+		return 0
+	case m.server == "baseline" && !slices.Contains([]string{"endpoint", "virtualservice", "destinationrule"}, work):
+		return 0
+	case work == "elsewhere" && !m.OnDemand:
+		return 0
+	case work == "storm" && m.Protocol != "delta":
+		return 0 // the state of the world is sent whole
+	case work == "rollout" || work == "churn":
+		return 1
+	case work == "storm":
+		return max(m.repeat, 1)
+	}
+	return max(m.changes, 1)
+}
 
-func once(s size, name, work, verb string, server, proxies *process) (figure, error) {
+// connect starts a server and lets all proxies connect.
+func (m *measurement) connect(r *result, attempt string) (figure, error) {
+	file := filepath.Join(m.dir, attempt+".json")
+	if m.server == "floor" {
+		// As much as weft sent.
+		if err := (&setup{Size: m.size, Bytes: int(m.weft.BytesPerSidecar)}).write(file); err != nil {
+			return figure{}, err
+		}
+	}
+	var err error
+	if m.serving, err = start(m.size, m.server, file); err != nil {
+		return figure{}, err
+	}
 	var before, after usage
-	var h heard
+	if err := m.serving.ask(&before, "tidy"); err != nil {
+		return figure{}, err
+	}
+	r.RSSBefore = before.RSS
+	if m.crowd, err = start(m.size, "crowd", file); err != nil {
+		return figure{}, err
+	}
+	var h, idle heard
+	if err := m.crowd.ask(&idle, "mark"); err != nil {
+		return figure{}, err
+	}
+	if err := m.profiled("connect", "profile "+m.profile); err != nil {
+		return figure{}, err
+	}
+	if err := m.serving.ask(&before, "usage"); err != nil {
+		return figure{}, err
+	}
+	if err := m.crowd.ask(&h, "connect"); err != nil {
+		return figure{}, err
+	}
+	if err := m.serving.ask(&after, "usage"); err != nil {
+		return figure{}, err
+	}
+	if err := m.profiled("connect", "profiled"); err != nil {
+		return figure{}, err
+	}
+	r.Peak, r.RSSConnected = after.Max, after.RSS
+	f := figureOf(before, after, idle, h)
+	if err := m.serving.ask(&after, "tidy"); err != nil {
+		return figure{}, err
+	}
+	r.RSS = after.RSS
+	return f, nil
+}
+
+func figureOf(before, after usage, idle, h heard) figure {
+	cpu := after.CPU - before.CPU
+	f := figure{CPU: cpu, CPUMin: cpu, CPUMax: cpu, Messages: h.Messages, Bytes: h.Bytes, Proxies: h.CPU - idle.CPU}
+	if h.Messages > 0 {
+		f.Wall = time.Duration(h.Last - before.At)
+	}
+	return f
+}
+
+// profiled begins or ends a CPU profile if this is the work to look at.
+func (m *measurement) profiled(work, line string) error {
+	if m.profile == "" || m.server != "weft" || work != m.options.profiled {
+		return nil
+	}
+	return m.serving.ask(&usage{}, line)
+}
+
+func (m *measurement) end() {
+	for _, p := range []*process{m.crowd, m.serving} {
+		if p != nil {
+			p.end()
+		}
+	}
+	m.crowd, m.serving = nil, nil
+}
+
+// once does a work and waits until all proxies that it concerns have heard of it.
+func (m *measurement) once(work string) (figure, error) {
+	var before, after usage
+	var idle, h heard
 	if work == "storm" {
-		// Everybody reconnects at once, and tells what he has.
-		if err := proxies.ask(&h, "disconnect"); err != nil {
+		// Everybody connects again at once, and tells what he has.
+		if err := m.crowd.ask(&idle, "disconnect"); err != nil {
 			return figure{}, err
 		}
-		if err := server.ask(&before, "usage"); err != nil {
+		time.Sleep(300 * time.Millisecond) // the server notices that they are gone: not measured
+		if err := m.serving.ask(&before, "usage"); err != nil {
 			return figure{}, err
 		}
-		if err := proxies.ask(&h, "connect"); err != nil {
+		if err := m.crowd.ask(&h, "connect"); err != nil {
 			return figure{}, err
 		}
-		time.Sleep(time.Second) // what is unchanged is not answered: nothing else says that the server is done
-		if err := server.ask(&after, "usage"); err != nil {
+		if err := m.serving.ask(&after, "usage"); err != nil {
 			return figure{}, err
 		}
-		return figure{after.CPU - before.CPU, time.Duration(h.Last - before.At), h.Messages, h.Bytes}, nil
+		return figureOf(before, after, idle, h), nil
 	}
-	if err := proxies.ask(&h, "mark"); err != nil {
+	if err := m.crowd.ask(&idle, "mark"); err != nil {
 		return figure{}, err
 	}
-	if name == "floor" {
-		verb = fmt.Sprintf("push %d", pushBytes[work])
+	verb, concerned := work, m.Sidecars
+	switch {
+	case m.server == "floor":
+		of := m.weft.Work[work]
+		if of.Messages == 0 {
+			return figure{}, nil
+		}
+		verb = fmt.Sprintf("push %d", of.Bytes/of.Messages)
+	case work == "churn":
+		verb = fmt.Sprintf("churn %d", max(1, int(m.Churn/(100*time.Millisecond))))
+		if m.OnDemand {
+			concerned = 0 // some use it, most do not
+		}
+	case work == "elsewhere":
+		concerned = 0
 	}
-	if err := server.ask(&before, verb); err != nil {
+	if err := m.serving.ask(&before, verb); err != nil {
 		return figure{}, err
 	}
-	if err := proxies.ask(&h, "settle"); err != nil {
+	if err := m.crowd.ask(&h, fmt.Sprintf("settle %d", concerned)); err != nil {
 		return figure{}, err
 	}
-	if err := server.ask(&after, "usage"); err != nil {
+	if err := m.serving.ask(&after, "usage"); err != nil {
 		return figure{}, err
 	}
-	if name == "weft" {
-		pushBytes[work] = h.Bytes / h.Messages
-	}
-	return figure{after.CPU - before.CPU, time.Duration(h.Last - before.At), h.Messages, h.Bytes}, nil
+	return figureOf(before, after, idle, h), nil
 }
 
-func addBytes(path string, n int) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	var s setup
-	if err := json.Unmarshal(data, &s); err != nil {
-		return err
-	}
-	s.Bytes = n
-	return s.write(path + ".floor")
-}
-
-func print(s size, servers []string, results map[string]*result) {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	defer w.Flush()
-	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
-	mb := func(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/(1<<20)) }
-	fmt.Fprint(w, "server CPU (wall)")
-	for _, n := range servers {
-		fmt.Fprintf(w, "\t%s", n)
-	}
-	if results["baseline"] != nil {
-		fmt.Fprint(w, "\tbaseline/weft")
-	}
-	if results["floor"] != nil {
-		fmt.Fprint(w, "\tweft/floor")
-	}
-	fmt.Fprintln(w)
-	row := func(title string, of func(*result) (figure, bool)) {
-		fmt.Fprint(w, title)
-		for _, n := range servers {
-			if f, ok := of(results[n]); ok {
-				fmt.Fprintf(w, "\t%s (%s)", ms(f.CPU), ms(f.Wall))
-			} else {
-				fmt.Fprint(w, "\t-")
-			}
+// median takes the median of each value by itself.
+func median(all []figure) figure {
+	out := all[len(all)-1]
+	of := func(value func(figure) time.Duration) []time.Duration {
+		var list []time.Duration
+		for _, f := range all {
+			list = append(list, value(f))
 		}
-		ours, _ := of(results["weft"])
-		for _, n := range []string{"baseline", "floor"} {
-			if results[n] == nil {
-				continue
-			}
-			f, ok := of(results[n])
-			switch {
-			case !ok || f.CPU == 0 || ours.CPU == 0:
-				fmt.Fprint(w, "\t-")
-			case n == "baseline":
-				fmt.Fprintf(w, "\t%.1fx", float64(f.CPU)/float64(ours.CPU))
-			default:
-				fmt.Fprintf(w, "\t%.1fx", float64(ours.CPU)/float64(f.CPU))
-			}
-		}
-		fmt.Fprintln(w)
+		slices.Sort(list)
+		return list
 	}
-	row(fmt.Sprintf("connect %d", s.Sidecars), func(r *result) (figure, bool) { return r.Connect, true })
-	for _, work := range works {
-		row(work, func(r *result) (figure, bool) { f, ok := r.Work[work]; return f, ok })
-	}
-	fmt.Fprint(w, "bytes per sidecar")
-	for _, n := range servers {
-		fmt.Fprintf(w, "\t%.0f KB", float64(results[n].BytesPerSidecar)/1024)
-	}
-	fmt.Fprint(w, "\nRSS before, connected, peak")
-	for _, n := range servers {
-		fmt.Fprintf(w, "\t%s, %s, %s", mb(results[n].RSSBefore), mb(results[n].RSS), mb(results[n].Peak))
-	}
-	fmt.Fprint(w, "\nRSS per idle sidecar")
-	for _, n := range servers {
-		fmt.Fprintf(w, "\t%.0f KB", float64(results[n].RSS-results[n].RSSBefore)/1024/float64(s.Sidecars))
-	}
-	fmt.Fprintln(w)
+	cpu := of(func(f figure) time.Duration { return f.CPU })
+	out.CPU, out.CPUMin, out.CPUMax = cpu[len(cpu)/2], cpu[0], cpu[len(cpu)-1]
+	wall := of(func(f figure) time.Duration { return f.Wall })
+	out.Wall = wall[len(wall)/2]
+	return out
 }

@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// roleVariable is set in child processes.
+const roleVariable = "WEFT_BENCH_ROLE"
+
 // A process is a child that answers each line that it is told with a line of JSON.
 type process struct {
 	cmd *exec.Cmd
@@ -22,8 +25,12 @@ type process struct {
 }
 
 func start(s size, role, setup string) (*process, error) {
-	cmd := exec.Command("/proc/self/exe", "-role", role, "-setup", setup, "-services", fmt.Sprint(s.Services), "-endpoints", fmt.Sprint(s.Endpoints),
-		"-namespaces", fmt.Sprint(s.Namespaces), "-sidecars", fmt.Sprint(s.Sidecars), "-protocol", s.Protocol, fmt.Sprintf("-tls=%v", s.TLS))
+	given, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", "-role", role, "-setup", setup, "-size", string(given))
+	cmd.Env = append(os.Environ(), roleVariable+"="+role)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
