@@ -167,12 +167,13 @@ func (d *daemon) prepare(hostNS *os.File) error {
 	if err := os.WriteFile(d.dir.PIDFile(), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(d.dir.CA(), 0o700); err != nil {
-		return err
-	}
-	// istiod keeps the CA's key here.
-	if err := os.Chown(d.dir.CA(), controlPlaneUser, controlPlaneUser); err != nil {
-		return err
+	for _, dir := range []string{d.dir.CA(), d.dir.Learned()} { // what istiod keeps
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := os.Chown(dir, controlPlaneUser, controlPlaneUser); err != nil {
+			return err
+		}
 	}
 	minter, err := newTokens(d.store, d.dir.Keys())
 	if err != nil {

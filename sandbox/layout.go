@@ -32,6 +32,7 @@ func (d Dir) Log() string     { return d.path("daemon.log") }
 func (d Dir) PIDFile() string { return d.path("daemon.pid") }
 func (d Dir) Objects() string { return d.path("objects") } // what weftd reads
 func (d Dir) CA() string      { return d.path("ca") }      // weftd's; root-cert.pem is the mesh root
+func (d Dir) Learned() string { return d.path("learned") } // what workloads have asked weftd for
 func (d Dir) Keys() string    { return d.path("keys") }    // the service-account key as JWKS
 func (d Dir) Pods() string    { return d.path("run") }     // the pod runner's
 func (d Dir) IPAM() string    { return d.path("ipam") }

@@ -22,6 +22,7 @@ type feed struct {
 	source source
 	store  *mesh.Store
 	server *xds.Server
+	recall *recall
 	events *cluster.Events // nil without a cluster
 	log    *slog.Logger
 
@@ -63,6 +64,7 @@ func (f *feed) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		f.recall.await(ctx)
 		for u := range f.store.Updates(ctx) {
 			f.publish(u)
 		}

@@ -37,6 +37,7 @@ type options struct {
 	kubeconfig string
 
 	caDir         string
+	learnedDir    string
 	trustDomain   string
 	clusterDomain string
 	svidTTL       time.Duration
@@ -107,6 +108,7 @@ there, and replaced without a restart when the files or the Secret change.`,
 	f.BoolVar(&o.kube, "kube", false, "read the mesh from the API server of the cluster that this runs in, or of --kubeconfig")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the API server; needs --kube (default: the pod's service account)")
 	f.StringVar(&o.caDir, "ca-dir", "", "`DIR` of the certificate authority; a self-signed one is made there when it is empty (with --kube the default is a Secret)")
+	f.StringVar(&o.learnedDir, "learned-dir", "", "`DIR` that remembers what workloads have asked for (on-demand discovery) beyond restarts (with --kube the default is ConfigMaps weft-learned-*)")
 	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "authority part of SPIFFE identities")
 	f.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "DNS suffix of services")
 	f.DurationVar(&o.svidTTL, "svid-ttl", 24*time.Hour, "life of workload certificates; they are renewed at half of it")

@@ -62,7 +62,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	store := mesh.NewStore(meshOptions)
-	discovery := xds.NewServer(xds.Config{Verifier: verifier, Authority: authority, TrustDomain: o.trustDomain, TTL: o.svidTTL, Log: log})
+	recall := &recall{log: log}
+	discovery := xds.NewServer(xds.Config{Verifier: verifier, Authority: authority, TrustDomain: o.trustDomain, TTL: o.svidTTL, Remember: recall.remember, Log: log})
+	recall.open(&o, api, store, discovery)
 	injection, err := o.injection(store, log)
 	if err != nil {
 		return err
@@ -87,12 +89,13 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if api != nil {
 		events = api.NewEvents(log)
 	}
-	feed := &feed{source: o.source(api, events, log), store: store, server: discovery, events: events, log: log, loaded: make(chan struct{})}
+	feed := &feed{source: o.source(api, events, log), store: store, server: discovery, recall: recall, events: events, log: log, loaded: make(chan struct{})}
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(discovery.Collectors()...)
 	registry.MustRegister(injector.Collectors()...)
 	registry.MustRegister(feed.collectors()...)
+	registry.MustRegister(recall.collectors()...)
 	monitoring := monitoring{server: discovery, registry: registry, feed: feed, stopping: asked.Done(), rootNamespace: o.rootNamespace}
 
 	serving := &tls.Config{
@@ -109,6 +112,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return nil
 	})
 	group.Go(func() error { return feed.run(ctx) })
+	group.Go(func() error { return recall.run(ctx) })
 	group.Go(func() error { return discovery.Serve(ctx, ports.xds, serving) })
 	if ports.plaintext != nil {
 		group.Go(func() error { return discovery.Serve(ctx, ports.plaintext, nil) })
