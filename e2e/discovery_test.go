@@ -18,6 +18,7 @@ func TestS62DiscoverySelectorsLeaveNamespacesOut(t *testing.T) {
 	knows := func(other *Namespace, want bool) {
 		t.Helper()
 		Eventually(t, fmt.Sprintf("the sidecar knows services of %s: %v", other.Name, want), func() error {
+			ns.Call(fromClient, "http://"+other.host("echo")+"/") // nobody answers; but who learns on demand asks for it
 			r := ns.Call(fromClient, "http://127.0.0.1:15000/clusters")[0]
 			if got := strings.Contains(r.Body, "outbound|80||"+other.host("echo")); r.Status != 200 || got != want {
 				return fmt.Errorf("%v (status %d)", got, r.Status)

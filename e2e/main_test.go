@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/e2e/kit"
+	"github.com/weft-mesh/weft/mesh"
 )
 
 // Two checkouts may test at the same time: the sandbox is named after its own.
@@ -57,7 +58,7 @@ func onCluster(t *testing.T) *Cluster {
 	kit.Root(t)
 	shared.Do(func() {
 		shared.err = errors.New("the sandbox could not be built") // unless building ends the test
-		cluster, down, err := upSandbox(t, sandboxName)
+		cluster, down, err := upSandbox(t, sandboxName, "--set", "defaultConfig.proxyMetadata."+mesh.DiscoveryVariable+"="+string(meshDiscovery(t)))
 		if shared.cluster, shared.err = cluster, err; err == nil {
 			deferToEnd(down)
 		}
@@ -147,7 +148,16 @@ func meshed(t *testing.T) *Namespace {
 // alone is meshed for a scenario that changes the whole mesh, or breaks a part of it: nothing else runs meanwhile.
 func alone(t *testing.T) *Namespace {
 	t.Helper()
-	return NewNamespace(t, onCluster(t), "", injected, restricted)
+	return NewNamespace(t, onCluster(t), "", meshLabels(t)...)
+}
+
+// meshLabels are those of a namespace with sidecars, for a test.
+func meshLabels(t *testing.T) []string {
+	labels := []string{injected, restricted}
+	if d := discoveryOf(t); d != meshDiscovery(t) {
+		labels = append(labels, withDiscovery(d))
+	}
+	return labels
 }
 
 const (

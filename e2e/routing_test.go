@@ -6,13 +6,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/weft-mesh/weft/mesh"
 )
 
 // twoVersions are namespaces with v1 and v2 of echo and a client. As many are made as scenarios run beside each other.
 var twoVersions struct {
 	sync.Mutex
 	made int
-	free []*Namespace
+	free map[mesh.Discovery][]*Namespace
 }
 
 // versions is meshed with v1 and v2 of echo and a client in it. Scenarios use one namespace after another,
@@ -21,17 +23,18 @@ func versions(t *testing.T) *Namespace {
 	t.Helper()
 	t.Parallel()
 	cluster := onCluster(t)
+	way := discoveryOf(t)
 	twoVersions.Lock()
 	var ns *Namespace
-	if n := len(twoVersions.free); n > 0 {
-		ns, twoVersions.free = twoVersions.free[n-1], twoVersions.free[:n-1]
-		ns = &Namespace{T: t, Cluster: cluster, Name: ns.Name}
+	if free := twoVersions.free[way]; len(free) > 0 {
+		last := len(free) - 1
+		ns, twoVersions.free[way] = &Namespace{T: t, Cluster: cluster, Name: free[last].Name}, free[:last]
 	}
 	twoVersions.made++
 	name := fmt.Sprintf("versions-%d", twoVersions.made)
 	twoVersions.Unlock()
 	if ns == nil {
-		ns = namespaceUntilEnd(t, cluster, name, injected, restricted)
+		ns = namespaceUntilEnd(t, cluster, name, meshLabels(t)...)
 		ns.Deploy(App{Name: "echo", Version: "v1"}, App{Name: "echo", Version: "v2"}, client)
 	}
 	t.Cleanup(func() {
@@ -45,7 +48,10 @@ func versions(t *testing.T) *Namespace {
 		}
 		twoVersions.Lock()
 		defer twoVersions.Unlock()
-		twoVersions.free = append(twoVersions.free, ns)
+		if twoVersions.free == nil {
+			twoVersions.free = map[mesh.Discovery][]*Namespace{}
+		}
+		twoVersions.free[way] = append(twoVersions.free[way], ns)
 	})
 	Eventually(t, "without rules, both versions answer at once", func() error {
 		rs, err := ns.TryCall(fromClient, "-n", "20", "-c", "20", "http://echo/")

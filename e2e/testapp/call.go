@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +27,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // Result is what one call saw. The e2e package decodes it.
@@ -36,6 +39,8 @@ type Result struct {
 	Headers map[string][]string `json:"headers,omitempty"` // of the response
 	Body    string              `json:"body,omitempty"`
 	Error   string              `json:"error,omitempty"`
+
+	number int // 0 for the first
 }
 
 type headerFlags http.Header
@@ -62,9 +67,9 @@ type caller struct {
 
 // call makes n requests with c at a time, at most rate a second, for at most the given time, and prints
 // a JSON array of Results in the order in which they were started. The URL's scheme chooses the
-// protocol: http, https, h2c, ws, grpc, tcp (a line is sent), banner (the server speaks first), tls (the
-// server's certificates come back as PEM; -alpn offers protocols). It ends with an error only for wrong
-// arguments, and with -fail when a request failed.
+// protocol: http, https, h2c, ws, grpc, talk (a gRPC stream in both directions), tcp (a line is sent), banner (the server
+// speaks first), tls (the server's certificates come back as PEM; -alpn offers protocols). {n} in the URL and the
+// headers is the number of the request. It ends with an error only for wrong arguments, and with -fail when a request failed.
 func call(args []string) error {
 	flags := flag.NewFlagSet("call", flag.ContinueOnError)
 	header := http.Header{}
@@ -75,6 +80,7 @@ func call(args []string) error {
 	c1 := caller{header: header}
 	flags.StringVar(&c1.method, "X", http.MethodGet, "method")
 	flags.StringVar(&c1.body, "d", "", "body, or the line for tcp")
+	size := flags.Int("size", 0, "length of a made-up body in `BYTES`, instead of -d")
 	flags.DurationVar(&c1.timeout, "timeout", 15*time.Second, "of one request")
 	flags.StringVar(&c1.alpn, "alpn", "", "ALPN protocols offered by tls, with commas")
 	newConn := flags.Bool("no-keepalive", false, "a new connection for each request")
@@ -90,6 +96,9 @@ func call(args []string) error {
 		return fmt.Errorf("call wants one URL")
 	}
 	c1.url = flags.Arg(0)
+	if *size > 0 {
+		c1.body = strings.Repeat("x", *size)
+	}
 	config := &tls.Config{InsecureSkipVerify: true}
 	if *cacert != "" {
 		config = &tls.Config{RootCAs: x509.NewCertPool()}
@@ -136,7 +145,7 @@ func call(args []string) error {
 		if err := pace.Wait(context.Background()); err != nil {
 			return nil // the limiter refuses nothing: burst is 1
 		}
-		r := new(Result)
+		r := &Result{number: len(results)}
 		results = append(results, r)
 		return r
 	}
@@ -144,7 +153,7 @@ func call(args []string) error {
 		wg.Go(func() {
 			for r := next(); r != nil; r = next() {
 				begin := time.Now()
-				if err := c1.one(r); err != nil {
+				if err := c1.numbered(r.number).one(r); err != nil {
 					r.Error = err.Error()
 				}
 				r.Millis = float64(time.Since(begin).Microseconds()) / 1000
@@ -170,6 +179,20 @@ func call(args []string) error {
 	return nil
 }
 
+// numbered is c for one of many requests.
+func (c *caller) numbered(n int) *caller {
+	const mark = "{n}"
+	one := *c
+	one.url = strings.ReplaceAll(c.url, mark, strconv.Itoa(n))
+	one.header = c.header.Clone()
+	for _, values := range one.header {
+		for i, v := range values {
+			values[i] = strings.ReplaceAll(v, mark, strconv.Itoa(n))
+		}
+	}
+	return &one
+}
+
 func (c *caller) one(r *Result) error {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
@@ -182,7 +205,9 @@ func (c *caller) one(r *Result) error {
 	case "ws":
 		return c.socket(ctx, r)
 	case "grpc":
-		return c.rpc(ctx, r, rest)
+		return c.rpc(ctx, r, rest, c.check)
+	case "talk":
+		return c.rpc(ctx, r, rest, c.talk)
 	case "tls":
 		return c.handshake(ctx, r, rest)
 	case "tcp", "banner":
@@ -205,7 +230,7 @@ func (c *caller) web(ctx context.Context, r *Result, target string) error {
 		return err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
 	r.Status, r.Headers, r.Body = resp.StatusCode, resp.Header, string(body)
 	var a answer
 	if json.Unmarshal(body, &a) == nil {
@@ -235,7 +260,8 @@ func (c *caller) socket(ctx context.Context, r *Result) error {
 	return conn.Close(websocket.StatusNormalClosure, "")
 }
 
-func (c *caller) rpc(ctx context.Context, r *Result, target string) error {
+// rpc makes one gRPC call over a connection of its own.
+func (c *caller) rpc(ctx context.Context, r *Result, target string, call func(context.Context, *grpc.ClientConn) (string, metadata.MD, error)) error {
 	conn, err := grpc.NewClient("passthrough:///"+strings.TrimSuffix(target, "/"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig())
 	if err != nil {
 		return err
@@ -246,14 +272,13 @@ func (c *caller) rpc(ctx context.Context, r *Result, target string) error {
 			ctx = metadata.AppendToOutgoingContext(ctx, strings.ToLower(k), v)
 		}
 	}
-	var header metadata.MD
-	resp, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.Header(&header))
+	body, header, err := call(ctx, conn)
 	r.Headers = header
 	if err != nil {
 		r.Error = err.Error() // "rpc error: code = Unavailable desc = ..."
 		return nil
 	}
-	r.Body = resp.GetStatus().String()
+	r.Body = body
 	if v := header.Get("x-app-version"); len(v) > 0 {
 		r.Version = v[0]
 	}
@@ -261,6 +286,39 @@ func (c *caller) rpc(ctx context.Context, r *Result, target string) error {
 		r.Pod = v[0]
 	}
 	return nil
+}
+
+func (c *caller) check(ctx context.Context, conn *grpc.ClientConn) (string, metadata.MD, error) {
+	var header metadata.MD
+	resp, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.Header(&header))
+	return resp.GetStatus().String(), header, err
+}
+
+// talk sends a word three times, and waits for the answer to each.
+func (c *caller) talk(ctx context.Context, conn *grpc.ClientConn) (string, metadata.MD, error) {
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/weft.test.Echo/Talk")
+	if err != nil {
+		return "", nil, err
+	}
+	var said []string
+	for range 3 {
+		if err := stream.SendMsg(wrapperspb.String(c.body)); err != nil && !errors.Is(err, io.EOF) { // EOF: RecvMsg knows why
+			return "", nil, err
+		}
+		var word wrapperspb.StringValue
+		if err := stream.RecvMsg(&word); err != nil {
+			return "", nil, err
+		}
+		said = append(said, word.Value)
+	}
+	if err := stream.CloseSend(); err != nil {
+		return "", nil, err
+	}
+	if err := stream.RecvMsg(new(wrapperspb.StringValue)); !errors.Is(err, io.EOF) {
+		return "", nil, fmt.Errorf("the stream did not end: %w", err)
+	}
+	header, err := stream.Header()
+	return strings.Join(said, ","), header, err
 }
 
 func (c *caller) handshake(ctx context.Context, r *Result, target string) error {

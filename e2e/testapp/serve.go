@@ -3,11 +3,17 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	"math/big"
+	dice "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -24,6 +30,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // The ports of every instance. They can be moved by HTTP_PORT and so on.
@@ -33,6 +40,7 @@ const (
 	grpcPort   = 9000 // grpc.health.v1.Health
 	tcpPort    = 9001 // the client speaks first: lines are echoed as "VERSION line"
 	bannerPort = 9002 // the server speaks first: "VERSION ready", then echo
+	tlsPort    = 8443 // HTTP/1.1 behind a certificate of its own
 )
 
 // answer is the body of every HTTP response.
@@ -45,7 +53,8 @@ type answer struct {
 	Path    string              `json:"path"`
 	Remote  string              `json:"remote"`
 	Headers map[string][]string `json:"headers"`
-	Body    string              `json:"body,omitempty"`
+	Body    string              `json:"body,omitempty"` // what arrived, unless it is long
+	Bytes   int64               `json:"bytes,omitempty"`
 }
 
 type server struct {
@@ -84,7 +93,20 @@ func serve() error {
 			return nil
 		})
 	}
-	rpc := grpc.NewServer(grpc.UnaryInterceptor(s.stampRPC))
+	certificate, err := selfSigned()
+	if err != nil {
+		return err
+	}
+	group.Go(func() error {
+		err := listen(port("TLS_PORT", tlsPort), func(l net.Listener) error {
+			return web.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"http/1.1"}}))
+		})
+		if !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	rpc := grpc.NewServer(grpc.UnaryInterceptor(s.stampRPC), grpc.UnknownServiceHandler(s.talk))
 	healthpb.RegisterHealthServer(rpc, health.NewServer())
 	group.Go(func() error { return listen(port("GRPC_PORT", grpcPort), rpc.Serve) })
 	for address, banner := range map[string]bool{port("TCP_PORT", tcpPort): false, port("BANNER_PORT", bannerPort): true} {
@@ -157,10 +179,10 @@ func (s *server) routes() http.Handler {
 		s.answer(w, r, http.StatusOK)
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		if s.delay > 0 && rand.Float64()*100 < s.delayPercent {
+		if s.delay > 0 && dice.Float64()*100 < s.delayPercent {
 			pause(r.Context(), s.delay)
 		}
-		if rand.Float64()*100 < s.failPercent {
+		if dice.Float64()*100 < s.failPercent {
 			s.answer(w, r, s.failStatus)
 			return
 		}
@@ -170,7 +192,9 @@ func (s *server) routes() http.Handler {
 }
 
 func (s *server) answer(w http.ResponseWriter, r *http.Request, status int) {
-	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20)) // what arrived is what is shown
+	const shown = 64 << 10
+	body, _ := io.ReadAll(io.LimitReader(r.Body, shown)) // what arrived is what is shown
+	rest, _ := io.Copy(io.Discard, r.Body)
 	fmt.Printf("%s %s %s %d host=%s remote=%s request-id=%s\n", s.version, r.Method, r.URL.RequestURI(), status, r.Host, r.RemoteAddr, r.Header.Get("x-request-id"))
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("x-app-version", s.version)
@@ -178,7 +202,7 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, status int) {
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(answer{
 		Pod: s.pod, Version: s.version, Proto: r.Proto, Method: r.Method, Host: r.Host, Path: r.URL.RequestURI(),
-		Remote: r.RemoteAddr, Headers: r.Header, Body: string(body),
+		Remote: r.RemoteAddr, Headers: r.Header, Body: string(body), Bytes: int64(len(body)) + rest,
 	})
 }
 
@@ -187,6 +211,35 @@ func (s *server) stampRPC(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
 	_ = grpc.SetHeader(ctx, metadata.Pairs("x-app-version", s.version, "x-app-pod", s.pod))
 	fmt.Printf("%s grpc\n", s.version)
 	return next(ctx, req)
+}
+
+// talk answers each message of a stream of any method with one of its own.
+func (s *server) talk(_ any, stream grpc.ServerStream) error {
+	if err := stream.SendHeader(metadata.Pairs("x-app-version", s.version, "x-app-pod", s.pod)); err != nil {
+		return err
+	}
+	for {
+		var word wrapperspb.StringValue
+		if err := stream.RecvMsg(&word); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := stream.SendMsg(wrapperspb.String(s.version + " " + word.Value)); err != nil {
+			return err
+		}
+	}
+}
+
+// selfSigned makes a certificate that nobody trusts.
+func selfSigned() (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"testapp"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * 365 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }
 
 func (s *server) echo(ctx context.Context, l net.Listener, banner bool) error {
