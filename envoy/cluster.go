@@ -143,7 +143,8 @@ func (c *clusterBuilder) cluster(p policy, subset *networking.Subset) *cluster.C
 	}
 	switch m.GetType() {
 	case cluster.Cluster_EDS:
-		m.EdsClusterConfig = &cluster.Cluster_EdsClusterConfig{EdsConfig: fromADS(), ServiceName: name}
+		// Without a service_name the endpoints have the cluster's.
+		m.EdsClusterConfig = &cluster.Cluster_EdsClusterConfig{EdsConfig: fromADS()}
 	case cluster.Cluster_STRICT_DNS:
 		m.DnsLookupFamily = cluster.Cluster_V4_PREFERRED
 		m.RespectDnsTtl = true

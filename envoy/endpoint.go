@@ -7,6 +7,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -35,7 +36,7 @@ func (c *clusterBuilder) assignment(name string, p policy, subset *networking.Su
 				Hostname: e.Hostname,
 			}},
 			HealthStatus:        core.HealthStatus_HEALTHY,
-			LoadBalancingWeight: u32(weight),
+			LoadBalancingWeight: endpointWeight(weight),
 			Metadata:            endpointMetadata(e, c.modes[i]),
 		})
 	}
@@ -48,6 +49,14 @@ func (c *clusterBuilder) assignment(name string, p policy, subset *networking.Su
 	})
 	c.spread(out, p)
 	return out
+}
+
+// endpointWeight leaves out what Envoy takes for granted.
+func endpointWeight(w uint32) *wrapperspb.UInt32Value {
+	if w == 1 {
+		return nil
+	}
+	return u32(w)
 }
 
 func locality(l mesh.Locality) *core.Locality {

@@ -284,7 +284,17 @@ type envoyProcess struct {
 // start runs Envoy as uid 1337 in a namespace, with the given Sets.
 func (l *lab) start(where place, sets ...*Set) *envoyProcess {
 	l.t.Helper()
-	dir, err := os.MkdirTemp("", "envoy-lab") // t.TempDir is closed to other users
+	dir := l.openDir()
+	x := serveXDS(l.t, filepath.Join(dir, "xds.sock"), sets)
+	e := l.run(where, dir, "lab", "GRPC", "pipe: {path: "+x.path+"}")
+	e.xds = x
+	return e
+}
+
+// openDir is a directory that other users may read; t.TempDir is not.
+func (l *lab) openDir() string {
+	l.t.Helper()
+	dir, err := os.MkdirTemp("", "envoy-lab")
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -292,16 +302,22 @@ func (l *lab) start(where place, sets ...*Set) *envoyProcess {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		l.t.Fatal(err)
 	}
-	e := &envoyProcess{t: l.t, where: where, xds: serveXDS(l.t, filepath.Join(dir, "xds.sock"), sets)}
-	e.log, err = os.Create(filepath.Join(dir, "log"))
-	if err != nil {
+	return dir
+}
+
+// run starts an Envoy with a node ID and its xDS server's protocol and address.
+func (l *lab) run(where place, dir, node, protocol, server string) *envoyProcess {
+	l.t.Helper()
+	e := &envoyProcess{t: l.t, where: where}
+	var err error
+	if e.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
 		l.t.Fatal(err)
 	}
 	config := `
-node: {id: lab, cluster: lab}
+node: {id: "` + node + `", cluster: lab}
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 15000}}}
 dynamic_resources:
-  ads_config: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds}}]}
+  ads_config: {api_type: ` + protocol + `, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds}}]}
   lds_config: {ads: {}, resource_api_version: V3}
   cds_config: {ads: {}, resource_api_version: V3}
 static_resources:
@@ -309,7 +325,7 @@ static_resources:
   - name: xds
     type: STATIC
     connect_timeout: 1s
-    load_assignment: {cluster_name: xds, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: ` + e.xds.path + `}}}}]}]}
+    load_assignment: {cluster_name: xds, endpoints: [{lb_endpoints: [{endpoint: {address: {` + server + `}}}]}]}
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions

@@ -89,10 +89,31 @@ type web struct {
 	failing atomic.Int64 // of v1's answers, every so many are 200, the others 503; 0: all 200
 	slow    atomic.Int64 // milliseconds before an answer
 	client  *envoyProcess
+
+	how        how
+	server     XDS // nil for a state-of-the-world stream
+	world      *World
+	generation int
 }
 
-func newWeb(t *testing.T) *web {
-	w := &web{l: newLab(t), hits: map[string]*atomic.Int64{"v1": {}, "v2": {}}}
+// how a sidecar gets its configuration.
+type how string
+
+const (
+	world    how = "state of the world"
+	eager    how = "eager"
+	onDemand how = "on demand"
+)
+
+// inEveryMode runs a test with each kind of sidecar: what a user sees must be the same.
+func inEveryMode(t *testing.T, test func(t *testing.T, w *web)) {
+	for _, h := range []how{world, eager, onDemand} {
+		t.Run(string(h), func(t *testing.T) { test(t, newWeb(t, h)) })
+	}
+}
+
+func newWeb(t *testing.T, h how) *web {
+	w := &web{l: newLab(t), how: h, hits: map[string]*atomic.Int64{"v1": {}, "v2": {}}}
 	w.l.redirect(redirect.Default())
 	w.l.outside.in(func() error {
 		eth0, err := netlink.LinkByName("eth0")
@@ -144,21 +165,56 @@ func (w *web) version(version string) http.Handler {
 	})
 }
 
-// with gives the client's sidecar the mesh and these documents.
+// with gives the client's sidecar the mesh and these documents, and waits until it has them.
 func (w *web) with(documents string) {
 	w.l.t.Helper()
-	s := snapshotOf(w.l.t, outboundMesh+documents)
-	sets := append(NewWorld(s, nil).Sets(Proxy{
-		Kind: Sidecar, Inline: true, Namespace: "default", Pod: "client", ServiceAccount: "client",
-		Workload:  s.Workload("default", "client"),
-		Addresses: []netip.Addr{w.l.pod.v4, w.l.pod.v6},
-	}), w.l.secrets("client"))
-	if w.client == nil {
-		w.client = w.l.start(w.l.pod, sets...)
-	} else {
-		w.client.update(sets...)
+	w.generation++
+	s := snapshotOf(w.l.t, outboundMesh+documents+fmt.Sprintf(generation, w.generation))
+	w.world = NewWorld(s, w.world)
+	switch {
+	case w.how == world:
+		sets := append(w.world.Sets(Proxy{
+			Kind: Sidecar, Inline: true, Namespace: "default", Pod: "client", ServiceAccount: "client",
+			Workload:  s.Workload("default", "client"),
+			Addresses: []netip.Addr{w.l.pod.v4, w.l.pod.v6},
+		}), w.l.secrets("client"))
+		if w.client == nil {
+			w.client = w.l.start(w.l.pod, sets...)
+		} else {
+			w.client.update(sets...)
+		}
+	case w.client == nil:
+		w.serve()
+		w.client = w.l.run(w.l.pod, w.l.openDir(), "sidecar~10.77.0.2~client.default~default.svc.cluster.local", "DELTA_GRPC",
+			"socket_address: {address: 127.0.0.1, port_value: 15010}")
+	default:
+		w.server.Publish(w.world)
 	}
+	// Virtual hosts are the last of a change to be sent.
+	w.client.eventually("the mesh's newest state is in use", func() error {
+		if _, body := w.get("10.96.0.10:80", "generation.test", "/"); body != fmt.Sprint(w.generation) {
+			return fmt.Errorf("%q", body)
+		}
+		return nil
+	})
 }
+
+// serve starts the xDS server, with the present World.
+func (w *web) serve() {
+	w.l.t.Helper()
+	w.server = ServeDelta(w.l.t, w.l.pod.listen("127.0.0.1:15010"), w.how == onDemand)
+	w.server.Publish(w.world)
+}
+
+const generation = `
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: generation, namespace: default}
+spec:
+  hosts: [generation.test]
+  http: [{directResponse: {status: 200, body: {string: "%d"}}}]
+`
 
 // get is one request of the app: status, headers and body as they arrive.
 func (w *web) get(address, host, path string, header ...string) (*http.Response, string) {
@@ -224,7 +280,10 @@ spec:
 `
 
 func TestVirtualServicesRuleTheAppsRequests(t *testing.T) {
-	w := newWeb(t)
+	inEveryMode(t, virtualServicesRuleTheAppsRequests)
+}
+
+func virtualServicesRuleTheAppsRequests(t *testing.T, w *web) {
 	w.with("")
 	w.client.eventually("requests reach the service", func() error {
 		if got := w.visit("/"); !strings.HasPrefix(got, "200 v") {
@@ -322,7 +381,10 @@ func TestVirtualServicesRuleTheAppsRequests(t *testing.T) {
 }
 
 func TestDestinationRulesRuleConnections(t *testing.T) {
-	w := newWeb(t)
+	inEveryMode(t, destinationRulesRuleConnections)
+}
+
+func destinationRulesRuleConnections(t *testing.T, w *web) {
 	rule := func(policy string) {
 		t.Helper()
 		w.with(`
@@ -386,8 +448,9 @@ func (w *web) banner(address string) (string, time.Duration) {
 	return string(b), time.Since(start)
 }
 
-func TestConnectionsThatAreNotHTTP(t *testing.T) {
-	w := newWeb(t)
+func TestConnectionsThatAreNotHTTP(t *testing.T) { inEveryMode(t, connectionsThatAreNotHTTP) }
+
+func connectionsThatAreNotHTTP(t *testing.T, w *web) {
 	w.with("")
 	if got, took := w.banner("10.96.0.10:3306"); !strings.HasPrefix(got, "hello from v") || took > 500*time.Millisecond {
 		t.Errorf("a server that speaks first, declared tcp: %q after %s", got, took)

@@ -94,8 +94,7 @@ func (h *hostBuilder) virtualHost(p mesh.Port, name string, domains []string) *v
 		// Nothing in it is for this port or this client.
 	}
 	cluster, policy := h.defaultCluster(p)
-	operation := virtualHostName(svc.Host, p.Number) + "/*"
-	return newVirtualHost(name, domains, routesOf(h.defaultRoute("default", cluster, operation, policy)), refs...)
+	return newVirtualHost(name, domains, routesOf(h.defaultRoute("default", cluster, policy)), refs...)
 }
 
 // defaultCluster is where a port leads when no VirtualService says otherwise.

@@ -1,6 +1,8 @@
 package envoy
 
 import (
+	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,7 +33,7 @@ const (
 type Resource struct {
 	Type    Type
 	Name    string
-	Version string     // content hash, hex; equal content means equal version on every replica
+	Version string     // content hash; equal content means equal version on every replica
 	Body    []byte     // wire format of the resource message (what goes into Any.value)
 	Segment []byte     // the same as a length-delimited `resources` entry (field 2) of DeltaDiscoveryResponse
 	Causes  []mesh.Ref // the YAML behind it, for NACKs and explain
@@ -87,7 +89,7 @@ func newResource(t Type, name string, message proto.Message, causes ...mesh.Ref)
 
 // rawResource makes a resource of a body that is marshaled already. The body is copied once, into the segment.
 func rawResource(t Type, name string, body []byte, causes ...mesh.Ref) *Resource {
-	version := fmt.Sprintf("%016x", xxhash.Sum64(body))
+	version := versionOf(body)
 	url := typeURLs[t]
 	anyLen := protowire.SizeTag(fieldAnyType) + protowire.SizeBytes(len(url)) +
 		protowire.SizeTag(fieldAnyValue) + protowire.SizeBytes(len(body))
@@ -116,6 +118,13 @@ func rawResource(t Type, name string, body []byte, causes ...mesh.Ref) *Resource
 		Segment: b,
 		Causes:  compactRefs(causes),
 	}
+}
+
+// versionOf is a hash in base64: each proxy that connects again says one for each resource that it has.
+func versionOf(body []byte) string {
+	var sum [8]byte
+	binary.BigEndian.PutUint64(sum[:], xxhash.Sum64(body))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 var deterministic = proto.MarshalOptions{Deterministic: true}

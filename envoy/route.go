@@ -313,18 +313,18 @@ func (b *routeBuilder) operation(r *route.Route) string {
 	return b.vs.Name + ":" + strconv.Itoa(int(b.at.port)) + path
 }
 
-// defaultRoute sends everything to one cluster, as when no VirtualService says otherwise.
-func (v *view) defaultRoute(name, cluster, operation string, p policy) *route.Route {
+// defaultRoute sends everything to one cluster, as when no VirtualService says otherwise. There is one for each port of the mesh, in each
+// sidecar that has everything: what can be left out is. (A decorator, for one, which only names spans.)
+func (v *view) defaultRoute(name, cluster string, p policy) *route.Route {
 	a := routeAction()
 	a.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: cluster}
 	a.HashPolicy = hashPolicies(p)
 	b := routeBuilder{view: v}
 	a.RetryPolicy = b.retryPolicy(v.mesh().GetDefaultHttpRetryPolicy(), a.HashPolicy != nil)
 	return &route.Route{
-		Name:      name,
-		Match:     matchAll(),
-		Decorator: &route.Decorator{Operation: operation},
-		Action:    &route.Route_Route{Route: a},
+		Name:   name,
+		Match:  matchAll(),
+		Action: &route.Route_Route{Route: a},
 	}
 }
 

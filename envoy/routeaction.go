@@ -161,7 +161,7 @@ func (b *routeBuilder) retryPolicy(in *networking.HTTPRetry, hashed bool) *route
 	}
 	if ignore := in.GetRetryIgnorePreviousHosts(); ignore.GetValue() || ignore == nil && !hashed {
 		out.RetryHostPredicate = []*route.RetryPolicy_RetryHostPredicate{{
-			Name: "envoy.retry_host_predicates.previous_hosts",
+			Name: "previous_hosts", // Envoy goes by the type; this is said in each virtual host
 			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{
 				TypedConfig: anyOf(&previoushosts.PreviousHostsPredicate{}),
 			},
