@@ -90,6 +90,12 @@ func showRemoval(out io.Writer, r *install.Removal) {
 	if len(r.Stays) > 0 {
 		fmt.Fprintln(out, "The control plane of revision "+strings.Join(r.Stays, ", ")+" stays, and what it shares.")
 	}
+	if r.Heir != "" {
+		fmt.Fprintln(out, "Mesh objects without the label istio.io/rev are then checked by revision "+r.Heir+".")
+	}
+	if len(r.Foreign) > 0 {
+		fmt.Fprintln(out, "Another mesh's control plane ("+strings.Join(r.Foreign, ", ")+") stays, and what it shares: definitions, mesh objects, certificate authority.")
+	}
 	if len(r.Kinds) > 0 {
 		fmt.Fprintf(out, "This removes %d definitions (CRDs) and the certificate authority.\n", len(r.Kinds))
 	}

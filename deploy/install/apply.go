@@ -30,7 +30,7 @@ type Options struct {
 // Result is what an installation did.
 type Result struct {
 	Releases []*helm.Release
-	Kept     []string // gateways that stayed with their revision
+	Kept     []string // what stays with another mesh or revision
 	later    []string // manifests whose readiness the control plane brings about
 }
 
@@ -43,17 +43,19 @@ func (c *Cluster) Install(ctx context.Context, p *Plan, o Options) (*Result, err
 	if err := c.Reachable(); err != nil {
 		return nil, err
 	}
+	beside, err := c.settle(ctx, p, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := beside.refuse(); err != nil && !o.Force {
+		return nil, err
+	}
 	for _, ns := range p.namespaces() {
 		if err := c.ensureNamespace(ctx, ns, p, o); err != nil {
 			return nil, err
 		}
 	}
-	out := &Result{}
-	kept, err := c.keepGateways(p, o)
-	if err != nil {
-		return nil, err
-	}
-	out.Kept = kept
+	out := &Result{Kept: beside.stays(p)}
 	// Base first: it has the kinds. Control plane and node agent then come up side by side. Gateways last: they are injected.
 	for _, stage := range [][]string{{Base}, {Pilot, CNI}, {Ingress, Egress}} {
 		if err := c.stage(ctx, p, stage, o, out); err != nil {
@@ -115,42 +117,6 @@ func (c *Cluster) ensureNamespace(ctx context.Context, name string, p *Plan, o O
 
 func (p *Plan) has(component string) bool {
 	return slices.ContainsFunc(p.Releases, func(r Release) bool { return r.Component == component })
-}
-
-// keepGateways takes the gateways out of the plan that another revision has, unless the user names them or asks for it: a
-// second control plane must not take the traffic of the first.
-func (c *Cluster) keepGateways(p *Plan, o Options) ([]string, error) {
-	var kept []string
-	var stay []Release
-	for _, r := range p.Releases {
-		if r.Chart != "gateway" || o.MoveGateways || p.named[r.Name] {
-			stay = append(stay, r)
-			continue
-		}
-		cfg, err := c.helmIn(r.Namespace)
-		if err != nil {
-			return nil, err
-		}
-		was, err := last(cfg, r.Name)
-		if err != nil {
-			return nil, err
-		}
-		if was == nil || !ours(was.Chart) {
-			stay = append(stay, r)
-			continue
-		}
-		revision, _ := was.Config["revision"].(string)
-		if suffix(revision) == suffix(p.Revision) {
-			stay = append(stay, r)
-			continue
-		}
-		if revision == "" {
-			revision = "default"
-		}
-		kept = append(kept, fmt.Sprintf("gateway %s stays with revision %s; move it with --move-gateways when the new control plane has proven itself", r.Name, revision))
-	}
-	p.Releases = stay
-	return kept, nil
 }
 
 // stage applies the releases of some components, then waits for them side by side.

@@ -47,6 +47,24 @@ func newCA(t *testing.T) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
+// expectCheck wants a check with this status, about this object, that says these words.
+func expectCheck(t *testing.T, checks []Check, status Status, object string, words ...string) {
+	t.Helper()
+	for _, k := range checks {
+		if k.Status != status || !strings.Contains(k.Object, object) {
+			continue
+		}
+		text := k.Code + " " + k.Message + " " + k.Remedy
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(text, w) }) {
+			return
+		}
+	}
+	t.Errorf("no %s about %q with %q in:", status, object, words)
+	for _, k := range checks {
+		t.Logf("  %+v", k)
+	}
+}
+
 // The API server is real; nothing runs pods, so readiness is the native node's business (make e2e).
 func TestAnAPIServerBeforeDuringAndAfterTheMesh(t *testing.T) {
 	api := kubernetes.StartAPIServer(t)
@@ -78,19 +96,7 @@ func TestAnAPIServerBeforeDuringAndAfterTheMesh(t *testing.T) {
 	}
 	expect := func(checks []Check, status Status, object string, words ...string) {
 		t.Helper()
-		for _, k := range checks {
-			if k.Status != status || !strings.Contains(k.Object, object) {
-				continue
-			}
-			text := k.Code + " " + k.Message + " " + k.Remedy
-			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(text, w) }) {
-				return
-			}
-		}
-		t.Errorf("no %s about %q with %q in:", status, object, words)
-		for _, k := range checks {
-			t.Logf("  %+v", k)
-		}
+		expectCheck(t, checks, status, object, words...)
 	}
 
 	t.Run("precheck of an empty cluster", func(t *testing.T) {

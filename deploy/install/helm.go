@@ -75,18 +75,13 @@ func (c *Cluster) apply(ctx context.Context, r Release, o Options) (*helm.Releas
 	}
 	if was != nil && !ours(was.Chart) && !o.Force {
 		return nil, fmt.Errorf("release %s of Helm in namespace %s is chart %s, not weft's: another mesh is installed there. "+
-			"Install beside it under a revision (--revision weft) in another namespace, or uninstall it (helm uninstall %s -n %s)",
+			"Install beside it as a revision (--revision weft), or uninstall it (helm uninstall %s -n %s)",
 			r.Name, r.Namespace, was.Chart.Metadata.Name+" "+was.Chart.Metadata.Version, r.Name, r.Namespace)
 	}
 	takes := o.TakeOwnership
-	if r.Chart == deploy.Base && !takes {
-		defs, err := c.definitions(ctx, r.Namespace)
-		if err != nil {
-			return nil, err
-		}
-		// Definitions that istioctl or kubectl made are the same API: taking them over changes no object of the user's.
-		takes = len(defs.loose) > 0 && len(defs.foreign) == 0
-	}
+	// Definitions that nobody has (made by kubectl, or left by Istio's releases) are the same API: taking them over changes no object of the
+	// user's. What another mesh has was left out before.
+	takes = takes || r.Chart == deploy.Base
 	uninterrupted := context.WithoutCancel(ctx)
 	strategy := action.DryRunNone
 	if o.DryRun {
@@ -195,7 +190,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 var (
-	ownedBy = regexp.MustCompile(`"meta\.helm\.sh/release-name" must equal "[^"]*": current value is "([^"]+)"`)
+	ownedBy = regexp.MustCompile(`"meta\.helm\.sh/release-(name|namespace)" must equal "[^"]*": current value is "([^"]+)"`)
 	exists  = regexp.MustCompile(`(?:unable to continue with (?:install|update): )?(\S+ "[^"]+" in namespace "[^"]*") exists and cannot be imported into the current release`)
 )
 
@@ -210,8 +205,12 @@ func explain(r Release, err error) error {
 		return fmt.Errorf("release %s of Helm: %w", r.Name, err)
 	}
 	object := strings.Replace(m[1], ` in namespace ""`, "", 1)
-	if owner := ownedBy.FindStringSubmatch(text); owner != nil {
-		return fmt.Errorf("%s belongs to Helm release %q: upgrade that one with helm, or remove it first (helm uninstall %s)", object, owner[1], owner[1])
+	if differ := ownedBy.FindAllStringSubmatch(text, -1); differ != nil {
+		owner := map[string]string{"name": r.Name, "namespace": r.Namespace}
+		for _, d := range differ {
+			owner[d[1]] = d[2]
+		}
+		return fmt.Errorf("%s belongs to Helm release %s/%s: upgrade that one with helm, or remove it first (helm uninstall %[3]s -n %[2]s)", object, owner["namespace"], owner["name"])
 	}
 	return fmt.Errorf("%s exists and was not made by weft or Helm (istioctl, or kubectl apply): remove what made it, "+
 		"install under another revision (--revision), or take it over with --take-ownership, which lays weft's settings over the object", object)

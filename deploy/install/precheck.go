@@ -49,7 +49,7 @@ func (c *Cluster) Precheck(ctx context.Context, plan *Plan) (*Prechecks, error) 
 	p := &Prechecks{Cluster: c.Host()}
 	c.checkVersion(p)
 	for _, look := range []func(context.Context, *Prechecks, *Plan) error{
-		c.checkPermissions, c.checkDefinitions, c.checkControlPlanes, c.checkWebhooks, c.checkNamespace, c.checkNodes, c.checkNetwork,
+		c.checkControlPlanes, c.checkPermissions, c.checkWebhooks, c.checkNamespace, c.checkNodes, c.checkNetwork,
 	} {
 		if err := look(ctx, p, plan); err != nil {
 			return nil, c.unreachable(err)
@@ -140,59 +140,87 @@ func (c *Cluster) checkPermissions(ctx context.Context, p *Prechecks, plan *Plan
 }
 
 // definitions are the CRDs of the mesh's kinds in a cluster, by who has them.
-type definitions struct{ mine, foreign, loose []string }
+type definitions struct {
+	mine, loose []string
+	foreign     map[string]string // name -> "Helm release istio-system/istio-base"
+}
 
 func (c *Cluster) definitions(ctx context.Context, namespace string) (definitions, error) {
-	var out definitions
+	out := definitions{foreign: map[string]string{}}
 	list, err := c.Dynamic.Resource(crdResource).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return out, fmt.Errorf("list CRDs: %w", c.unreachable(err))
 	}
+	type owner struct{ namespace, release string }
+	whose := map[owner]string{}
 	for _, crd := range list.Items {
 		group, _ := get(crd.Object, "spec", "group")
 		text, _ := group.(string)
 		if !slices.Contains(meshGroups, text) || text == "install.istio.io" {
 			continue
 		}
-		owner, in := crd.GetAnnotations()["meta.helm.sh/release-name"], crd.GetAnnotations()["meta.helm.sh/release-namespace"]
-		switch {
-		case owner == "istio-base" && in == namespace:
-			out.mine = append(out.mine, crd.GetName())
-		case owner != "":
-			out.foreign = append(out.foreign, crd.GetName()+" (Helm release "+in+"/"+owner+")")
-		default:
+		o := owner{crd.GetAnnotations()["meta.helm.sh/release-namespace"], crd.GetAnnotations()["meta.helm.sh/release-name"]}
+		if o.release == "" {
 			out.loose = append(out.loose, crd.GetName())
+			continue
+		}
+		if _, known := whose[o]; !known {
+			if whose[o], err = c.ownerOf(o.namespace, o.release, namespace); err != nil {
+				return out, err
+			}
+		}
+		switch whose[o] {
+		case "":
+			out.loose = append(out.loose, crd.GetName())
+		case mine:
+			out.mine = append(out.mine, crd.GetName())
+		default:
+			out.foreign[crd.GetName()] = whose[o]
 		}
 	}
 	return out, nil
 }
 
-// checkDefinitions looks at mesh kinds that exist, and whose they are.
-func (c *Cluster) checkDefinitions(ctx context.Context, p *Prechecks, plan *Plan) error {
-	defs, err := c.definitions(ctx, plan.Namespace)
+// mine is what ownerOf says of releases of the namespace that is meant.
+const mine = "weft"
+
+// ownerOf says who has what a Helm release made: mine, nobody (Helm keeps definitions of a release that is gone), or that release.
+func (c *Cluster) ownerOf(in, release, namespace string) (string, error) {
+	cfg, err := c.helmIn(in)
 	if err != nil {
-		return err
+		return "", err
 	}
+	was, err := last(cfg, release)
+	if err != nil && !apierrors.IsForbidden(err) {
+		return "", c.unreachable(err)
+	}
+	switch {
+	case err == nil && was == nil:
+		return "", nil
+	case err == nil && ours(was.Chart) && in == namespace:
+		return mine, nil
+	}
+	return "Helm release " + in + "/" + release, nil
+}
+
+// checkDefinitions looks at mesh kinds that exist, and whose they are.
+func checkDefinitions(p *Prechecks, plan *Plan, beside *neighbours) {
+	defs := beside.definitions
 	check := Check{Status: OK, Object: "definitions (CRDs)", Message: "none of the mesh's exist yet"}
 	switch {
 	case !plan.has(Base):
 		check.Message = "not part of this installation"
-	case len(defs.foreign) > 0:
-		check.Status, check.Message = Failed, "another Helm release has "+strings.Join(defs.foreign[:min(3, len(defs.foreign))], ", ")
-		if n := len(defs.foreign) - 3; n > 0 {
-			check.Message += fmt.Sprintf(" and %d more", n)
-		}
-		check.Remedy = "both meshes can share them: install with --set components.base.enabled=false, or remove that release first (helm keeps the definitions)"
+	case beside.shared != "":
+		check.Message = beside.shared
 	case len(defs.loose) > 0:
-		check.Message = fmt.Sprintf("%d exist that no Helm release has (made by istioctl or kubectl): they would be taken over; your objects stay as they are", len(defs.loose))
+		check.Message = fmt.Sprintf("%d exist that no Helm release has (made by istioctl or kubectl, or left by Istio's): they would be taken over; your objects stay as they are", len(defs.loose))
 	case len(defs.mine) > 0:
 		check.Message = fmt.Sprintf("%d exist and are ours", len(defs.mine))
 	}
 	p.add(check)
-	return nil
 }
 
-// checkControlPlanes looks at what is installed already.
+// checkControlPlanes looks at what is installed already, and at another mesh's parts.
 func (c *Cluster) checkControlPlanes(ctx context.Context, p *Prechecks, plan *Plan) error {
 	planes, err := c.Revisions(ctx, "")
 	if err != nil {
@@ -201,28 +229,51 @@ func (c *Cluster) checkControlPlanes(ctx context.Context, p *Prechecks, plan *Pl
 	if len(planes) == 0 {
 		p.add(Check{Status: OK, Object: "control planes", Message: "none is installed"})
 	}
+	beside, err := c.settle(ctx, plan, Options{})
+	if err != nil {
+		return err
+	}
+	checkDefinitions(p, plan, beside)
 	for _, r := range planes {
+		if r.Foreign {
+			p.add(foreignPlane(r, plan))
+			continue
+		}
 		check := Check{Status: OK, Object: "control plane " + r.Namespace + "/" + r.Revision, Message: fmt.Sprintf("version %s, %s pods ready, %d proxies", r.Version, r.Ready, r.Proxies)}
-		same := suffix(r.Revision) == suffix(plan.Revision) && r.Namespace == plan.Namespace
-		switch {
-		case r.Foreign && same:
-			check.Status = Failed
-			check.Message = "another mesh (" + r.Image + ") has this namespace and revision"
-			check.Remedy = "install beside it (--revision weft --istioNamespace weft-system) and move namespaces by their label istio.io/rev, or uninstall it first"
-		case r.Foreign:
-			check.Status = Warning
-			check.Message += "; another mesh (" + r.Image + "): the two do not share a certificate authority"
-			check.Remedy = "give both the same Secret cacerts if their pods are to talk with mutual TLS"
-		case same:
+		if suffix(r.Revision) == suffix(plan.Revision) && r.Namespace == plan.Namespace {
 			if s := skew(r.Version, release.Version()); s != "" {
-				check.Status, check.Message, check.Remedy = Failed, s, ""
+				check.Status, check.Message = Failed, s
 			} else if r.Version != release.Version() {
 				check.Message += "; would be upgraded to " + release.Version()
 			}
 		}
 		p.add(check)
 	}
+	p.Checks = append(p.Checks, beside.conflicts...)
+	for _, n := range beside.notes {
+		p.add(Check{Status: OK, Object: "stays", Message: n})
+	}
+	if plan.has(CNI) && len(beside.agents) > 0 {
+		p.add(Check{Status: Warning, Object: "node agent", Message: beside.agentNote()})
+	}
+	for _, ns := range beside.both {
+		p.add(Check{Status: Warning, Object: "Namespace " + ns, Message: "has the labels istio-injection and istio.io/rev, which choose different control planes: the first wins",
+			Remedy: "kubectl label namespace " + ns + " istio-injection-"})
+	}
 	return nil
+}
+
+// foreignPlane says what another mesh's control plane is used for, and how its users come to this one.
+func foreignPlane(r Revision, plan *Plan) Check {
+	check := Check{Status: OK, Object: "control plane " + r.Namespace + "/" + r.Revision, Message: fmt.Sprintf("another mesh's (%s), %s pods ready, %d proxies", r.Image, r.Ready, r.Proxies)}
+	if len(r.Namespaces) > 0 {
+		check.Message += ", in namespaces " + strings.Join(r.Namespaces, ", ")
+	}
+	if r.Namespace == plan.Namespace && plan.Revision != "" {
+		check.Message += "; both would use the same certificate authority, so that their pods talk with mutual TLS"
+		check.Remedy = "after the installation move namespaces one by one: kubectl label namespace NAME --overwrite istio-injection- istio.io/rev=" + plan.Revision + ", then restart its pods; back the same way"
+	}
+	return check
 }
 
 // checkWebhooks looks for injectors that would fail or fight.

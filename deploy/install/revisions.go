@@ -57,9 +57,9 @@ func (c *Cluster) Revisions(ctx context.Context, namespace string) ([]Revision, 
 				r.Version = tagOf(k.Image)
 			}
 		}
-		r.Foreign = !strings.Contains(r.Image, "weft")
+		r.Foreign = d.Labels[partOf] != "weft"
 		for _, h := range hooks.Items {
-			if h.Labels["istio.io/rev"] != r.Revision {
+			if h.Labels["istio.io/rev"] != r.Revision || !calls(&h, d.Namespace) {
 				continue
 			}
 			r.Webhooks = append(r.Webhooks, h.Name)
@@ -91,6 +91,16 @@ func (c *Cluster) Revisions(ctx context.Context, namespace string) ([]Revision, 
 		return strings.Compare(a.Namespace+"/"+a.Revision, b.Namespace+"/"+b.Revision)
 	})
 	return out, nil
+}
+
+// calls says whether a webhook configuration is of a control plane in a namespace; one that is called by URL may be anybody's.
+func calls(h *admissionv1.MutatingWebhookConfiguration, namespace string) bool {
+	for _, w := range h.Webhooks {
+		if s := w.ClientConfig.Service; s != nil {
+			return s.Namespace == namespace
+		}
+	}
+	return true
 }
 
 // chosenBy says whether a namespace's labels mean this revision or one of its tags.

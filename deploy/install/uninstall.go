@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -31,8 +33,12 @@ type Removal struct {
 	Pods       map[string]int // namespace -> pods that would be left without control plane
 	Namespaces []string       // whose labels would mean nothing any more
 	Stays      []string       // control planes that stay
+	Foreign    []string       // those of another mesh: what both use stays too
+
+	Heir string // the revision that then checks objects which name none; empty when that does not change
 
 	releases []*helm.Release
+	base     *helm.Release
 	undoCNI  bool
 }
 
@@ -87,7 +93,21 @@ func (c *Cluster) PlanRemoval(ctx context.Context, namespace, revision string, p
 		r.undoCNI = r.undoCNI || rel.Chart.Metadata.Name == "cni"
 	}
 	r.Stays = sortedNames(others)
+	r.inherit(all)
 	return r, c.affected(ctx, r)
+}
+
+// inherit finds who checks objects that name no revision when the one that does goes.
+func (r *Removal) inherit(all []*helm.Release) {
+	i := slices.IndexFunc(all, func(rel *helm.Release) bool { return rel.Chart.Metadata.Name == "base" })
+	if i < 0 || len(r.Stays) == 0 {
+		return
+	}
+	checks, said := all[i].Config["defaultRevision"].(string)
+	if said && checks == "" || suffix(checks) != suffix(r.Revision) {
+		return
+	}
+	r.base, r.Heir = all[i], r.Stays[0]
 }
 
 // affected counts what depends on what goes.
@@ -101,22 +121,33 @@ func (c *Cluster) affected(ctx context.Context, r *Removal) error {
 		return err
 	}
 	goes := func(revision string) bool { return r.Purge || suffix(revision) == suffix(r.Revision) }
+	foreign, theirs := map[string]bool{}, map[string]bool{} // revisions; Services
+	for _, plane := range planes {
+		switch {
+		case plane.Foreign:
+			r.Foreign = append(r.Foreign, plane.Namespace+"/"+plane.Revision)
+			foreign[plane.Revision] = true
+			theirs[plane.Namespace+"/istiod"+suffix(plane.Revision)] = true
+		case goes(plane.Revision) && plane.Namespace == r.Namespace:
+			r.Namespaces = append(r.Namespaces, plane.Namespaces...)
+		}
+	}
 	for _, p := range pods {
-		if (goes(p.revision) || len(r.Stays) == 0) && !p.gateway {
+		if (goes(p.revision) || len(r.Stays) == 0) && !p.gateway && !foreign[p.revision] {
 			r.Pods[p.namespace]++
 		}
 	}
-	for _, plane := range planes {
-		if goes(plane.Revision) && plane.Namespace == r.Namespace {
-			r.Namespaces = append(r.Namespaces, plane.Namespaces...)
-		}
+	// goesToo: the control plane behind a webhook is one that goes, or was there once.
+	goesToo := func(labels map[string]string, at admissionv1.WebhookClientConfig) bool {
+		s := at.Service
+		return goes(labels[revisionLabel]) && (s == nil && len(theirs) == 0 || s != nil && s.Namespace == r.Namespace && !theirs[s.Namespace+"/"+s.Name])
 	}
 	hooks, err := c.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{LabelSelector: "app=sidecar-injector"})
 	if err != nil {
 		return fmt.Errorf("list webhooks: %w", err)
 	}
 	for _, h := range hooks.Items {
-		if goes(h.Labels["istio.io/rev"]) {
+		if len(h.Webhooks) > 0 && goesToo(h.Labels, h.Webhooks[0].ClientConfig) {
 			r.Webhooks = append(r.Webhooks, h.Name)
 		}
 	}
@@ -125,13 +156,11 @@ func (c *Cluster) affected(ctx context.Context, r *Removal) error {
 		return fmt.Errorf("list webhooks: %w", err)
 	}
 	for _, h := range validators.Items {
-		if len(h.Webhooks) > 0 && goes(h.Labels["istio.io/rev"]) {
-			if s := h.Webhooks[0].ClientConfig.Service; s != nil && s.Namespace == r.Namespace {
-				r.Validators = append(r.Validators, h.Name)
-			}
+		if len(h.Webhooks) > 0 && goesToo(h.Labels, h.Webhooks[0].ClientConfig) {
+			r.Validators = append(r.Validators, h.Name)
 		}
 	}
-	if !r.Purge {
+	if !r.Purge || len(r.Foreign) > 0 { // the other mesh needs them
 		return nil
 	}
 	crds, err := c.Dynamic.Resource(crdResource).List(ctx, metav1.ListOptions{})
@@ -201,8 +230,18 @@ func (c *Cluster) Uninstall(ctx context.Context, r *Removal, o UninstallOptions)
 		}
 		o.Progress.Done(name, time.Since(began))
 	}
+	if len(r.Stays) == 0 {
+		if err := c.forget(ctx, r.Namespace); err != nil {
+			return err
+		}
+	}
 	if r.Purge {
 		return c.purge(ctx, r, o)
+	}
+	if r.Heir != "" {
+		if err := c.bequeath(ctx, r, o); err != nil {
+			return err
+		}
 	}
 	err := c.Dynamic.Resource(operatorResource).Namespace(r.Namespace).Delete(ctx, stateName(r.Revision), metav1.DeleteOptions{})
 	return ignoreMissing(err)
@@ -236,8 +275,8 @@ func (c *Cluster) removeRelease(ctx context.Context, rel *helm.Release, limit ti
 			parts = append(parts, fmt.Sprintf("%s=%v", k, asTree(labels)[k]))
 		}
 		for {
-			pods, err := c.CoreV1().Pods(o.Namespace).List(ctx, metav1.ListOptions{LabelSelector: strings.Join(parts, ","), Limit: 1})
-			if err == nil && len(pods.Items) == 0 {
+			pods, err := c.CoreV1().Pods(o.Namespace).List(ctx, metav1.ListOptions{LabelSelector: strings.Join(parts, ",")})
+			if err == nil && !slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool { return !ownedByOther(&p, o.Kind, o.Name) }) {
 				break
 			}
 			if pause(ctx, lookEvery) != nil {
@@ -260,18 +299,10 @@ func (c *Cluster) undoNodes(ctx context.Context, rel *helm.Release, o UninstallO
 	if _, err := c.takeOver(ctx, cfg, rel.Name, Options{Progress: o.Progress}); err != nil {
 		return err
 	}
-	up := action.NewUpgrade(cfg)
-	up.Namespace, up.ResetValues, up.WaitStrategy, up.Timeout = rel.Namespace, true, kube.HookOnlyStrategy, requestTimeout
-	up.ForceConflicts, up.ServerSideApply, up.DisableOpenAPIValidation = true, "true", true
-	values := merge(rel.Config, Tree{"cni": Tree{"uninstall": true}})
 	o.Progress.Begin(component, "telling them to undo their work")
-	got, err := up.RunWithContext(context.WithoutCancel(ctx), rel.Name, rel.Chart, values)
+	undone, err := revalue(ctx, cfg, rel, Tree{"cni": Tree{"uninstall": true}})
 	if err != nil {
-		return fmt.Errorf("release %s of Helm: %w", rel.Name, err)
-	}
-	undone, ok := got.(*helm.Release)
-	if !ok {
-		return fmt.Errorf("release %s of Helm: Helm returned a %T", rel.Name, got)
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
@@ -290,62 +321,32 @@ func (c *Cluster) undoNodes(ctx context.Context, rel *helm.Release, o UninstallO
 		"Go on without them with --force, or bring the nodes back and run weft uninstall again", err)
 }
 
-// purge removes what a plain uninstallation keeps.
-func (c *Cluster) purge(ctx context.Context, r *Removal, o UninstallOptions) error {
-	began := time.Now()
-	const component = "Definitions, certificate authority"
-	o.Progress.Begin(component, "removing")
-	for _, name := range r.Kinds {
-		if err := ignoreMissing(c.Dynamic.Resource(crdResource).Delete(ctx, name, metav1.DeleteOptions{})); err != nil {
-			return fmt.Errorf("delete CRD %s: %w", name, err)
-		}
-	}
-	if err := ignoreMissing(c.CoreV1().Secrets(r.Namespace).Delete(ctx, "istio-ca-secret", metav1.DeleteOptions{})); err != nil {
-		return fmt.Errorf("delete the certificate authority: %w", err)
-	}
-	leases, err := c.CoordinationV1().Leases(r.Namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return fmt.Errorf("list leases: %w", err)
-	}
-	for _, l := range leases.Items {
-		if strings.HasPrefix(l.Name, "weftd-") {
-			if err := ignoreMissing(c.CoordinationV1().Leases(r.Namespace).Delete(ctx, l.Name, metav1.DeleteOptions{})); err != nil {
-				return fmt.Errorf("delete lease %s: %w", l.Name, err)
-			}
-		}
-	}
-	roots, err := c.CoreV1().ConfigMaps("").List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=istio-ca-root-cert"})
-	if err != nil {
-		return fmt.Errorf("list ConfigMaps istio-ca-root-cert: %w", err)
-	}
-	for _, m := range roots.Items {
-		if err := ignoreMissing(c.CoreV1().ConfigMaps(m.Namespace).Delete(ctx, m.Name, metav1.DeleteOptions{})); err != nil {
-			return fmt.Errorf("delete ConfigMap %s/%s: %w", m.Namespace, m.Name, err)
-		}
-	}
-	if err := c.waitGone(ctx, r.Kinds, o.Timeout); err != nil {
-		return err
-	}
-	o.Progress.Done(component, time.Since(began))
-	return nil
+// revalue upgrades a release with its own chart and some values laid over its own.
+func revalue(ctx context.Context, cfg *action.Configuration, rel *helm.Release, values Tree) (*helm.Release, error) {
+	up := action.NewUpgrade(cfg)
+	up.Namespace, up.ResetValues, up.WaitStrategy, up.Timeout = rel.Namespace, true, kube.HookOnlyStrategy, requestTimeout
+	up.ForceConflicts, up.ServerSideApply, up.DisableOpenAPIValidation = true, "true", true
+	got, err := up.RunWithContext(context.WithoutCancel(ctx), rel.Name, rel.Chart, merge(rel.Config, values))
+	return result(got, Release{Name: rel.Name, Namespace: rel.Namespace}, err)
 }
 
-// waitGone waits for definitions to go: each takes its objects along, and an installation right afterwards would meet a definition that is
-// being deleted.
-func (c *Cluster) waitGone(ctx context.Context, kinds []string, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, max(limit, requestTimeout))
-	defer cancel()
-	for _, name := range kinds {
-		for {
-			_, err := c.Dynamic.Resource(crdResource).Get(ctx, name, metav1.GetOptions{})
-			if apierrors.IsNotFound(err) {
-				break
-			}
-			if pause(ctx, lookEvery) != nil {
-				return fmt.Errorf("CRD %s does not go: an object of it has a finalizer that nobody removes (kubectl get %s -A)", name, name)
-			}
-		}
+// bequeath makes another revision check the objects that name none.
+func (c *Cluster) bequeath(ctx context.Context, r *Removal, o UninstallOptions) error {
+	const component = "Check of mesh objects"
+	began := time.Now()
+	o.Progress.Begin(component, "moving to revision "+r.Heir)
+	cfg, err := c.helmIn(r.base.Namespace)
+	if err != nil {
+		return err
 	}
+	rel, err := c.takeOver(ctx, cfg, r.base.Name, Options{Progress: o.Progress})
+	if err == nil && rel != nil {
+		_, err = revalue(ctx, cfg, rel, Tree{"defaultRevision": r.Heir})
+	}
+	if err != nil {
+		return err
+	}
+	o.Progress.Note(fmt.Sprintf("✔ %s moved to revision %s (%.1f s)", component, r.Heir, time.Since(began).Seconds()))
 	return nil
 }
 

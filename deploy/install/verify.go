@@ -164,7 +164,10 @@ func (c *Cluster) elsewhere(ctx context.Context, namespace, revision string) str
 	}
 	var have []string
 	for _, r := range all {
-		if r.Namespace != namespace || suffix(r.Revision) != suffix(revision) {
+		switch {
+		case r.Foreign:
+			have = append(have, r.Revision+" in "+r.Namespace+" of another mesh")
+		case r.Namespace != namespace || suffix(r.Revision) != suffix(revision):
 			have = append(have, r.Revision+" in "+r.Namespace)
 		}
 	}
@@ -226,6 +229,21 @@ func (c *Cluster) verifyRelease(ctx context.Context, v *Verification, rel *helm.
 
 // get reads the live counterpart of a manifest's object.
 func (c *Cluster) get(ctx context.Context, t Tree, namespace string) (Tree, error) {
+	from, err := c.resourceOf(t, namespace)
+	if err != nil {
+		return nil, err
+	}
+	name, _ := get(t, "metadata", "name")
+	text, _ := name.(string)
+	u, err := from.Get(ctx, text, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return u.Object, nil
+}
+
+// resourceOf is where objects like this one are; namespace is of those that name none.
+func (c *Cluster) resourceOf(t Tree, namespace string) (dynamic.ResourceInterface, error) {
 	version, _ := t["apiVersion"].(string)
 	kind, _ := t["kind"].(string)
 	gv, err := schema.ParseGroupVersion(version)
@@ -236,18 +254,11 @@ func (c *Cluster) get(ctx context.Context, t Tree, namespace string) (Tree, erro
 	if err != nil {
 		return nil, err
 	}
-	var from dynamic.ResourceInterface = c.Dynamic.Resource(mapping.Resource)
-	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
-		if ns, ok := get(t, "metadata", "namespace"); ok {
-			namespace, _ = ns.(string)
-		}
-		from = c.Dynamic.Resource(mapping.Resource).Namespace(namespace)
+	if mapping.Scope.Name() != meta.RESTScopeNameNamespace {
+		return c.Dynamic.Resource(mapping.Resource), nil
 	}
-	name, _ := get(t, "metadata", "name")
-	text, _ := name.(string)
-	u, err := from.Get(ctx, text, metav1.GetOptions{})
-	if err != nil {
-		return nil, err
+	if ns, ok := get(t, "metadata", "namespace"); ok {
+		namespace, _ = ns.(string)
 	}
-	return u.Object, nil
+	return c.Dynamic.Resource(mapping.Resource).Namespace(namespace), nil
 }

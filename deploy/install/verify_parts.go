@@ -29,9 +29,17 @@ func (c *Cluster) verifyNodes(ctx context.Context, v *Verification, releases []*
 		v.add(Check{Status: Warning, Object: "nodes", Message: "they cannot be read: " + err.Error()})
 		return
 	}
+	guarded, err := c.guardedNodes(ctx, releases)
+	if err != nil {
+		v.add(Check{Status: Warning, Object: "node agents", Message: "they cannot be read: " + err.Error()})
+	}
 	for _, n := range nodes.Items {
 		if !nodeReady(&n) {
 			v.add(Check{Status: Warning, Object: "Node " + n.Name, Message: "it is not ready, so no pod starts there: " + notReadyBecause(&n)})
+		}
+		if nodeReady(&n) && err == nil && !guarded[n.Name] && n.Status.NodeInfo.OperatingSystem != "windows" {
+			v.add(Check{Status: Failed, Object: "Node " + n.Name, Message: "no node agent runs there: what breaks its CNI chain is neither seen nor repaired",
+				Remedy: "kubectl get daemonset -n " + v.Namespace + " weft-node; its selectors and tolerations must let it onto every node that takes meshed pods"})
 		}
 		i := slices.IndexFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == nodeTaint })
 		if i < 0 {
@@ -48,6 +56,26 @@ func (c *Cluster) verifyNodes(ctx context.Context, v *Verification, releases []*
 	}
 }
 
+// guardedNodes are those with a node agent of ours that is ready.
+func (c *Cluster) guardedNodes(ctx context.Context, releases []*helm.Release) (map[string]bool, error) {
+	out := map[string]bool{}
+	for _, r := range releases {
+		if r.Chart.Metadata.Name != "cni" {
+			continue
+		}
+		pods, err := c.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "k8s-app=istio-cni-node," + partOf + "=weft"})
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range pods.Items {
+			out[p.Spec.NodeName] = out[p.Spec.NodeName] || slices.ContainsFunc(p.Status.Conditions, func(k corev1.PodCondition) bool {
+				return k.Type == corev1.PodReady && k.Status == corev1.ConditionTrue
+			})
+		}
+	}
+	return out, nil
+}
+
 // events of an object, oldest first.
 func (c *Cluster) events(ctx context.Context, ns, kind, name string) []corev1.Event {
 	list, err := c.CoreV1().Events(ns).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=" + kind + ",involvedObject.name=" + name})
@@ -60,6 +88,9 @@ func (c *Cluster) events(ctx context.Context, ns, kind, name string) []corev1.Ev
 
 // verifyAuthority checks that the webhooks trust the authority that signs the control plane's certificate.
 func (c *Cluster) verifyAuthority(ctx context.Context, v *Verification, releases []*helm.Release) {
+	if !slices.ContainsFunc(releases, func(r *helm.Release) bool { return r.Chart.Metadata.Name == "istiod" }) {
+		return // said before
+	}
 	config, err := c.CoreV1().ConfigMaps(v.Namespace).Get(ctx, "istio-ca-root-cert", metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		v.add(Check{Status: Failed, Object: "ConfigMap " + v.Namespace + "/istio-ca-root-cert", Message: "it does not exist: the control plane has not come up", Remedy: "kubectl logs -n " + v.Namespace + " -l app=istiod"})
