@@ -83,10 +83,11 @@ func (d *delta) request(t envoy.Type, r *request) error {
 	case ty.asked:
 	case i >= 0 && len(r.subscribe) == 0:
 		return nil // endpoints that were sent unasked
+	case ty.have != nil:
+		return d.overtaken(r)
 	default:
 		// A first request that answers something is a left-over of another server's stream: only its names count.
 		ty.asked, ty.first, ty.known = true, true, r.initial
-		ty.have, ty.expected = nil, nil // endpoints that were sent unasked are in r.initial
 		ty.wildcard = wildcardType(t) && len(r.subscribe) == 0
 		if t == envoy.Endpoints && !d.types[envoy.Cluster].asked {
 			// Envoy asks for clusters first, unless one that it was sent on its last stream is still warming: it waits to be sent
@@ -99,6 +100,21 @@ func (d *delta) request(t envoy.Type, r *request) error {
 		return err
 	}
 	d.unsubscribe(t, r.unsubscribe)
+	return nil
+}
+
+// overtaken handles the first request for endpoints when some were sent before it.
+func (d *delta) overtaken(r *request) error {
+	ty := &d.types[envoy.Endpoints]
+	ty.asked = true
+	if err := d.subscribe(envoy.Endpoints, r.subscribe); err != nil {
+		return err
+	}
+	for name, version := range r.initial {
+		if res := lookup(d.s.wanted(envoy.Endpoints), envoy.Endpoints, name); res != nil && res.Version == version {
+			delete(ty.forced, name)
+		}
+	}
 	return nil
 }
 

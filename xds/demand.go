@@ -15,7 +15,8 @@ import (
 const (
 	// maxName is above the longest that means something: a route configuration's name, a DNS name of 253 bytes and a port.
 	maxName = 512
-	// maxStrangers is how many names that nobody has get a virtual host. An app that goes through more of them scans; it is answered 404.
+	// maxStrangers is how many names that nobody has get a virtual host of their own. An app that goes through more of them is a crawler: the
+	// sidecars of its workload get the whole route table, with what takes all names, and ask no more. The mesh bounds that.
 	maxStrangers = 256
 	// maxDemand is above the hosts of the largest mesh that one workload could use.
 	maxDemand = 1 << 13
@@ -261,17 +262,26 @@ func (s *session) sift(t envoy.Type, names []string, enough int) (fresh, rest []
 		if s.proxy.Demand.Has(t, name) || lookup(s.sets, t, name) != nil || m.Resolve(s.proxy, t, name) != nil {
 			continue
 		}
+		whole := tableOf(name) + everything
 		switch meaning := m.Means(s.proxy, t, name); {
-		case meaning == envoy.Nonsense || total+len(fresh) >= maxDemand:
+		case meaning == envoy.Nonsense:
 			s.turnAway(1)
-		case meaning == envoy.Stranger && !s.admit():
-			s.turnAway(1)
-		default:
+		case total+len(fresh) < maxDemand && (meaning == envoy.Known || s.admit()):
 			fresh = append(fresh, name)
+		case t != envoy.VirtualHost || m.Means(s.proxy, t, whole) == envoy.Nonsense:
+			s.turnAway(1)
+		case !slices.Contains(fresh, whole):
+			fresh = append(fresh, whole)
+			s.server.metrics.widened()
+			s.server.log.Warn("an app asks for more names than are told one by one; the sidecars of its workload get the whole table from now on",
+				"workload", s.proxy.Demand.Workload, "proxy", s.name(), "table", tableOf(name), "limit", maxStrangers)
 		}
 	}
 	return fresh, names
 }
+
+// everything, in place of an authority, asks for a whole table.
+const everything = "/*"
 
 // admit reports whether the workload may have one more stranger, and counts it.
 func (s *session) admit() bool {
@@ -306,8 +316,8 @@ func (s *session) turnAway(n int) {
 	a.scanned = true
 	a.mu.Unlock()
 	if !said {
-		s.server.log.Warn("an app asks for names that nobody has, or for too many; they are answered 404. This is said once per workload",
-			"workload", s.proxy.Demand.Workload, "proxy", s.name(), "limit", maxStrangers)
+		s.server.log.Warn("an app asks for what is no name, or for too many clusters that do not exist; it is answered 404. This is said once per workload",
+			"workload", s.proxy.Demand.Workload, "proxy", s.name())
 	}
 }
 

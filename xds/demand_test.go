@@ -229,59 +229,83 @@ func TestAHostThatNobodyHasIsAnsweredAndHealsWhenItIsCreated(t *testing.T) {
 	c.still()
 }
 
-func TestAnAppThatScansNamesIsAnsweredAndCosts256(t *testing.T) {
+func TestAnAppThatGoesThroughNamesGetsTheWholeTableAndIsNotHurt(t *testing.T) {
 	f := onDemand(t, nil, fakeHost{name: "a", version: "1"})
 	c := f.connect(f.token(time.Hour))
 	c.begin()
 	c.expect(envoy.VirtualHost, "-80/~")
+	answered, has := make(map[string]bool), make(map[string]bool)
+	read := func() {
+		t.Helper()
+		select {
+		case r := <-c.incoming:
+			c.ack(r)
+			if r.TypeUrl != envoy.VirtualHost.TypeURL() {
+				return
+			}
+			for _, x := range r.Resources {
+				answered[x.Name], has[x.Name] = true, x.Resource != nil
+				for _, alias := range x.Aliases {
+					answered[alias] = true
+				}
+			}
+			for _, name := range r.RemovedResources {
+				delete(has, name)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%d names answered", len(answered))
+		}
+	}
 	var names []string
-	for i := range 1000 {
+	for i := range maxStrangers {
 		names = append(names, fmt.Sprintf("80/scan-%04d", i))
 	}
-	c.subscribe(envoy.VirtualHost, names[:500]...)
-	c.subscribe(envoy.VirtualHost, names[500:]...)
+	c.subscribe(envoy.VirtualHost, names...)
+	for len(answered) < len(names) {
+		read()
+	}
+	if has["80/*"] || len(has) != maxStrangers {
+		t.Fatalf("%d names have a virtual host", len(has))
+	}
+	for i := range 100 {
+		c.subscribe(envoy.VirtualHost, fmt.Sprintf("80/more-%04d", i), fmt.Sprintf("80/more-%04d.example.com", i))
+	}
 	c.subscribe(envoy.VirtualHost, "80/"+strings.Repeat("long", 10000))
-	answered, hosts := make(map[string]bool), 0
-	for len(answered) < 1001 {
-		r := c.receive(envoy.VirtualHost)
-		for _, x := range r.Resources {
-			answered[x.Name] = true
-			if x.Resource != nil {
-				hosts++
-			}
-		}
-		c.ack(r)
+	for len(answered) < len(names)+200+3 { // and "80/*", and a, and the long one
+		read()
 	}
-	if hosts != maxStrangers {
-		t.Errorf("%d got a virtual host", hosts)
+	for len(has) > 3 {
+		read() // the strangers go
 	}
-	// What exists is still found.
-	c.subscribe(envoy.VirtualHost, "80/a")
-	c.expect(envoy.Cluster, "a@1")
-	c.expect(envoy.Endpoints, "a@1")
-	c.expect(envoy.VirtualHost, "80/a.default@1 alias 80/a")
-	if n := value(t, f.metrics.strangers); n != 1001-maxStrangers {
-		t.Errorf("%v counted", n)
+	if !has["80/*"] || !has["80/a.default"] || has["80/"+strings.Repeat("long", 10000)] {
+		t.Errorf("it has %v", has)
 	}
-	// When some of them are created, there is room for others.
-	f.serve(fakeHost{name: "scan-0000", version: "1"})
-	c.expect(envoy.Cluster, "scan-0000@1")
-	c.expect(envoy.Endpoints, "scan-0000@1")
-	if r := c.receive(envoy.VirtualHost); !slices.Contains(content(r), "80/scan-0000.default@1") {
-		t.Error(content(r))
-	} else {
-		c.ack(r)
+	if n := value(t, f.metrics.tables); n != 1 {
+		t.Errorf("%v tables counted", n)
 	}
-	c.subscribe(envoy.VirtualHost, "80/z1", "80/z2")
-	for len(answered) < 1003 {
-		r := <-c.incoming
-		typ, _ := envoy.TypeOf(r.TypeUrl)
-		if typ == envoy.VirtualHost {
-			for _, x := range r.Resources {
-				answered[x.Name] = true
-			}
-		}
-		c.ack(r)
+	if n := f.Demands()[0].Len(); n != maxStrangers+1 {
+		t.Errorf("%d names are remembered", n)
+	}
+}
+
+func TestStrangersThatAreCreatedMakeRoomForOthers(t *testing.T) {
+	f := onDemand(t, nil)
+	var names []string
+	var catalog []fakeHost
+	for i := range maxStrangers {
+		names = append(names, fmt.Sprintf("80/h%04d", i))
+		catalog = append(catalog, fakeHost{name: fmt.Sprintf("h%04d", i), version: "1"})
+	}
+	f.Learn((&envoy.Demand{Workload: "default/reviews"}).With(envoy.VirtualHost, names...))
+	f.serve(catalog[0])
+	c := f.connect(f.token(time.Hour))
+	c.begin()
+	c.ack(c.receive(envoy.VirtualHost))
+	c.subscribe(envoy.VirtualHost, "80/one-more")
+	c.expect(envoy.VirtualHost, "80/one-more@stranger")
+	c.subscribe(envoy.VirtualHost, "80/two-more")
+	if got := content(c.receive(envoy.VirtualHost)); !slices.Contains(got, "80/*@stranger alias 80/two-more") {
+		t.Errorf("got %.200v", got)
 	}
 }
 

@@ -55,9 +55,13 @@ type fakeMesh struct {
 type fakeHost struct {
 	name, version string
 	clusters      []string // that its virtual host names; empty means one of the host's name
+	real          func(fakeHost) []*envoy.Resource
 }
 
 func (h fakeHost) resources() []*envoy.Resource {
+	if h.real != nil {
+		return h.real(h)
+	}
 	list := []*envoy.Resource{res(envoy.VirtualHost, "80/"+h.name+".default", h.version)}
 	for _, c := range h.needs() {
 		list = append(list, service(c, "1")...)
@@ -100,10 +104,20 @@ func (m *fakeMesh) Sets(p envoy.Proxy) []*envoy.Set {
 	asked := m.asked[p.Demand]
 	if asked == nil {
 		has := make(map[string]*envoy.Resource)
+		whole := p.Demand.Has(envoy.VirtualHost, "80/*")
+		if whole {
+			for _, h := range m.catalog {
+				for _, r := range h.resources() {
+					has[shortName(r.Type)+r.Name] = r
+				}
+			}
+		}
 		for _, name := range p.Demand.Names[envoy.VirtualHost] {
 			list := []*envoy.Resource{res(envoy.VirtualHost, name, "stranger")}
 			if h, ok := m.host(name); ok {
 				list = h.resources()
+			} else if whole && name != "80/*" {
+				list = nil
 			}
 			for _, r := range list {
 				has[shortName(r.Type)+r.Name] = r
@@ -111,8 +125,10 @@ func (m *fakeMesh) Sets(p envoy.Proxy) []*envoy.Set {
 		}
 		for _, name := range p.Demand.Names[envoy.Cluster] {
 			list := []*envoy.Resource{res(envoy.Cluster, name, "empty")}
-			if m.cluster(name) {
-				list = service(name, "1")
+			for _, h := range m.catalog {
+				if slices.Contains(h.needs(), name) {
+					list = slices.DeleteFunc(h.resources(), func(r *envoy.Resource) bool { return r.Name != name })
+				}
 			}
 			for _, r := range list {
 				has[shortName(r.Type)+r.Name] = r
@@ -127,6 +143,8 @@ func (m *fakeMesh) Sets(p envoy.Proxy) []*envoy.Set {
 func (m *fakeMesh) Resolve(p envoy.Proxy, t envoy.Type, name string) *envoy.Resource {
 	if h, ok := m.host(name); ok && t == envoy.VirtualHost {
 		name = "80/" + h.name + ".default"
+	} else if t == envoy.VirtualHost && p.Demand.Has(t, "80/*") && !strings.Contains(name, "!") && len(name) <= maxName {
+		name = "80/*"
 	}
 	return lookup(m.Sets(p), t, name)
 }
@@ -206,6 +224,8 @@ type fixture struct {
 	tls       string
 	plain     string
 	mesh      *fakeMesh
+	settings  Config
+	serves    sync.WaitGroup
 }
 
 func newFixture(t testing.TB, change func(*Config), sets ...*envoy.Set) *fixture {
@@ -229,13 +249,25 @@ func newFixture(t testing.TB, change func(*Config), sets ...*envoy.Set) *fixture
 	if change != nil {
 		change(&c)
 	}
-	f := &fixture{Server: NewServer(c), t: t, issuer: issuer, authority: authority}
+	f := &fixture{Server: NewServer(c), t: t, issuer: issuer, authority: authority, settings: c}
 	f.mesh = &fakeMesh{pods: map[string]*mesh.Workload{"default/reviews-1": pod("reviews-1", "uid-1")}, sets: sets}
 	f.Publish(f.mesh, time.Now())
-	serving := identity.NewServing(authority, "localhost", "127.0.0.1")
-	f.tls = f.listen(&tls.Config{GetCertificate: serving.Certificate})
-	f.plain = f.listen(nil)
+	f.tls = f.listen("127.0.0.1:0", f.serving())
+	f.plain = f.listen("127.0.0.1:0", nil)
 	return f
+}
+
+func (f *fixture) serving() *tls.Config {
+	return &tls.Config{GetCertificate: identity.NewServing(f.authority, "localhost", "127.0.0.1").Certificate}
+}
+
+// restart puts a server that remembers nothing in the place of one that was stopped.
+func (f *fixture) restart() {
+	f.t.Helper()
+	f.serves.Wait()
+	f.Server = NewServer(f.settings)
+	f.Publish(f.mesh, time.Now())
+	f.listen(f.tls, f.serving())
 }
 
 // testWriter sends logs to the test's output.
@@ -247,19 +279,19 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (f *fixture) listen(c *tls.Config) string {
+func (f *fixture) listen(address string, c *tls.Config) string {
 	f.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := f.Serve(context.Background(), l, c); err != nil {
+	server := f.Server
+	f.serves.Go(func() {
+		if err := server.Serve(context.Background(), l, c); err != nil {
 			f.t.Error(err)
 		}
 	})
-	f.t.Cleanup(func() { f.Stop(); wg.Wait() })
+	f.t.Cleanup(func() { server.Stop(); f.serves.Wait() })
 	return l.Addr().String()
 }
 

@@ -25,6 +25,7 @@ type metrics struct {
 	signErrors  prometheus.Counter
 	names       prometheus.Counter
 	strangers   prometheus.Counter
+	tables      prometheus.Counter
 }
 
 type typeMetrics struct {
@@ -73,7 +74,8 @@ func newMetrics(s *Server) *metrics {
 		issued:     counter("citadel_server_success_cert_issuance_count", "Certificates issued."),
 		signErrors: counter("citadel_server_csr_sign_err_count", "Certificates that could not be signed."),
 		names:      counter("weft_on_demand_names_learned_total", "Names that workloads asked for for the first time."),
-		strangers:  counter("weft_on_demand_names_refused_total", "Names that were no names, or too many that nobody has; answered 404."),
+		strangers:  counter("weft_on_demand_names_refused_total", "Names that apps asked for and that are no names, or clusters beyond the limit; answered 404."),
+		tables:     counter("weft_on_demand_tables_widened_total", "Route tables that a workload got as a whole, for asking for too many names that nobody has."),
 	}
 	for t := range m.byType {
 		l := strings.ToLower(shortName(envoy.Type(t)))
@@ -84,7 +86,7 @@ func newMetrics(s *Server) *metrics {
 		}
 	}
 	m.vectors = []prometheus.Collector{pushes, rejects, sent, removed, kept, bytes, size, took, m.queue, m.convergence, m.send,
-		m.timeouts, m.unknown, m.failures, m.requests, m.issued, m.signErrors, m.names, m.strangers, connections{s}}
+		m.timeouts, m.unknown, m.failures, m.requests, m.issued, m.signErrors, m.names, m.strangers, m.tables, connections{s}}
 	if a := s.config.Authority; a != nil {
 		m.vectors = append(m.vectors,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "citadel_server_root_cert_expiry_timestamp", Help: "Unix time at which the first trusted root ends."},
@@ -118,6 +120,7 @@ func (m *metrics) waited(d time.Duration)        { m.queue.Observe(d.Seconds()) 
 func (m *metrics) converged(d time.Duration)     { m.convergence.Observe(d.Seconds()) }
 func (m *metrics) writeTimeout()                 { m.timeouts.Inc() }
 func (m *metrics) learned(n int)                 { m.names.Add(float64(n)) }
+func (m *metrics) widened()                      { m.tables.Inc() }
 func (m *metrics) turnedAway(n int)              { m.strangers.Add(float64(n)) }
 func (m *metrics) unknownType()                  { m.unknown.Inc() }
 func (m *metrics) loginFailed()                  { m.failures.Inc() }
