@@ -22,7 +22,7 @@ func (b *Builder) CNI(ctx context.Context) (dir string, err error) {
 func (b *Builder) coreDNS(ctx context.Context) (program string, err error) {
 	const version = "v1.14.0"
 	dir, err := b.once(ctx, "coredns", version, func(dir string) error {
-		return b.compile(ctx, module{path: "github.com/coredns/coredns", version: version, packages: []string{"."}, flags: []string{"-ldflags=-s -w"},
+		return b.compile(ctx, module{path: "github.com/coredns/coredns", version: version, packages: []string{"."}, flags: []string{"-ldflags=-s -w"}, ours: true,
 			wrap: func(string) (string, error) { return coreDNSMain, nil }}, dir)
 	})
 	return filepath.Join(dir, "coredns"), err
@@ -52,7 +52,7 @@ func main() { coremain.Run() }
 func (b *Builder) flannel(ctx context.Context) (program string, err error) {
 	const version = "v0.28.4"
 	dir, err := b.once(ctx, "flannel", version, func(dir string) error {
-		return b.compile(ctx, module{path: "github.com/flannel-io/flannel", version: version, packages: []string{"."},
+		return b.compile(ctx, module{path: "github.com/flannel-io/flannel", version: version, packages: []string{"."}, ours: true,
 			flags: []string{"-ldflags=-s -w -X github.com/flannel-io/flannel/pkg/version.Version=" + version},
 			edit:  func(s string) string { return without(s, "/tencentcloud/") },
 			wrap: func(source string) (string, error) {
@@ -68,7 +68,7 @@ func (b *Builder) multus(ctx context.Context) (dir string, err error) {
 	const version = "v4.2.2"
 	return b.once(ctx, "multus", version, func(dir string) error {
 		return b.compile(ctx, module{path: "gopkg.in/k8snetworkplumbingwg/multus-cni.v4", version: version,
-			packages: []string{"./cmd/multus", "./cmd/thin_entrypoint"}, flags: []string{"-ldflags=-s -w"}}, dir)
+			packages: []string{"./cmd/multus", "./cmd/thin_entrypoint"}, flags: []string{"-ldflags=-s -w"}, ours: true}, dir)
 	})
 }
 

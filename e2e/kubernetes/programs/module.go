@@ -3,6 +3,7 @@ package programs
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,13 +19,20 @@ type module struct {
 	packages      []string // of this module or of those it requires
 	flags         []string // of go build
 	env           []string // of go build, beside ours
+	program       string   // its name, where the module's path ends otherwise
 	edit          func(goMod string) string
 	// wrap is our own package main in place of the module's; it requires the module.
 	wrap func(source string) (main string, err error)
+	// ours builds with the versions of our go.mod where they are newer: most of what the program is compiled of is then compiled for our own
+	// programs anyway. Not for what a node is judged by, Kubernetes and containerd.
+	ours bool
 }
 
 // name is that of the directory for the copies, and of the program where it is ours.
 func (m module) name() string {
+	if m.program != "" {
+		return m.program
+	}
 	if m.wrap != nil || m.packages[0] == "." {
 		return filepath.Base(m.path)
 	}
@@ -41,17 +49,9 @@ func (b *Builder) compile(ctx context.Context, m module, dir string) error {
 	if err := os.MkdirAll(work, 0o755); err != nil {
 		return err
 	}
-	goMod, err := os.ReadFile(filepath.Join(source, "go.mod"))
+	text, sums, err := b.requirements(source, m)
 	if err != nil {
 		return err
-	}
-	goSum, err := os.ReadFile(filepath.Join(source, "go.sum"))
-	if err != nil {
-		return err
-	}
-	text := string(goMod)
-	if m.edit != nil {
-		text = m.edit(text)
 	}
 	in := source
 	args := []string{"build", "-mod=mod", "-modfile=" + filepath.Join(work, "go.mod")}
@@ -67,7 +67,7 @@ func (b *Builder) compile(ctx context.Context, m module, dir string) error {
 		text = strings.Replace(text, "require (", fmt.Sprintf("require (\n\t%s %s", m.path, m.version), 1)
 		in, args = work, args[:2]
 	}
-	for name, content := range map[string]string{"go.mod": text, "go.sum": string(goSum)} {
+	for name, content := range map[string]string{"go.mod": text, "go.sum": sums} {
 		if err := os.WriteFile(filepath.Join(work, name), []byte(content), 0o644); err != nil {
 			return err
 		}
@@ -76,6 +76,33 @@ func (b *Builder) compile(ctx context.Context, m module, dir string) error {
 	args = append(args, m.flags...)
 	return b.run(ctx, in, append([]string{"GOWORK=off", "GOFLAGS="}, m.env...), "go", append(args, m.packages...)...)
 }
+
+// requirements are the module's go.mod and go.sum, with ours where that is wanted. Of a module that is required twice, go takes the newer.
+func (b *Builder) requirements(source string, m module) (goMod, goSum string, err error) {
+	read := func(dir, name string) string {
+		text, failed := os.ReadFile(filepath.Join(dir, name))
+		err = errors.Join(err, failed)
+		return string(text)
+	}
+	goMod, goSum = read(source, "go.mod"), read(source, "go.sum")
+	if m.edit != nil {
+		goMod = m.edit(goMod)
+	}
+	if m.ours {
+		theirs := goMod
+		goMod += "\nrequire (\n"
+		for _, line := range requireLine.FindAllStringSubmatch(read(b.root, "go.mod"), -1) {
+			if strings.Contains(theirs, "\t"+line[1]+" ") {
+				goMod += "\t" + line[1] + " " + line[2] + "\n"
+			}
+		}
+		goMod += ")\n"
+		goSum += read(b.root, "go.sum")
+	}
+	return goMod, goSum, err
+}
+
+var requireLine = regexp.MustCompile(`(?m)^\t(\S+) (v\S+)`)
 
 var moduleLine = regexp.MustCompile(`(?m)^module .*$`)
 
