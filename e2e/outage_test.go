@@ -12,6 +12,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-mesh/weft/mesh"
 )
 
 // system is the mesh's own namespace, for a test.
@@ -74,6 +76,15 @@ func TestControlPlaneOutage(t *testing.T) {
 		return nil
 	})
 
+	asking := onDemandClient(ns)
+	// What ends while nobody is told of it is news afterwards.
+	Eventually(t, "namespaces of earlier scenarios are gone", func() error {
+		if out := ns.run("", "get", "namespaces"); strings.Contains(out, "Terminating") {
+			return errors.New(out)
+		}
+		return nil
+	})
+
 	system := system(ns)
 	replicas := len(system.pods("app=istiod"))
 	sidecars := everyProxyConnected(plain)
@@ -92,26 +103,90 @@ func TestControlPlaneOutage(t *testing.T) {
 		return nil
 	})
 	refusedMeanwhile(t, ns, plain)
+	asking.meanwhile()
 	<-time.After(time.Until(down.Add(30 * time.Second))) // the outage itself
 	system.Kubectl("scale", "deploy/istiod", "--replicas="+strconv.Itoa(max(replicas, 1)))
 	system.WaitRollout("istiod")
 	noneFailed(t, "30 s without a control plane", results(), 1000)
 
 	// Every sidecar is back, and got nothing that it still had: what changed is only the
-	// addresses of istiod, in the endpoints of its four ports: old ones gone, new ones there.
-	const ports, changes = 4, 2
+	// addresses of istiod, in the endpoints of its four ports: old ones gone, new ones there. And what was asked for meanwhile is there.
+	const ports, changes, asked = 4, 2, 2
 	everyProxyConnected(plain)
 	metrics := plain.weftdMetrics()
-	for kind, want := range map[string]int{"cds": 0, "eds": sidecars * ports * changes, "lds": 0, "rds": 0} {
+	for kind, want := range map[string]int{"cds": asked, "eds": sidecars*ports*changes + asked, "lds": 0, "rds": 0} {
 		if n := counter(metrics, `weft_xds_resources_sent_total{type="`+kind+`"}`); n > want {
 			t.Errorf("%d %s resources were resent after the restart, want %d", n, kind, want)
 		}
 	}
+	asking.afterwards()
 	ns.Apply(virtualService("echo", fmt.Sprintf(weighted, 0, 100)))
 	ns.onlyVersion("v2", 20, "http://echo/")
 	ns.Deploy(late)
 	if got := ns.readyColumn("late"); got != "2/2" {
 		t.Errorf("a pod made after the outage: READY is %s, want 2/2", got)
+	}
+}
+
+// asking is a client whose sidecar learns on demand, while there is nobody to ask.
+type asking struct{ *Namespace }
+
+func onDemandClient(ns *Namespace) asking {
+	ns.T.Helper()
+	ns.meshConfig("accessLogFile: /dev/stdout")
+	a := asking{NewNamespace(ns.T, ns.Cluster, "asking", injected, restricted, withDiscovery(mesh.OnDemand))}
+	a.Deploy(App{Name: "echo"}, client)
+	a.Apply(doors("used", "never-used"))
+	a.answered("http://used/")
+	return a
+}
+
+// meanwhile: what was used works; what was not ends in bounded time, and the access log says why.
+func (a asking) meanwhile() {
+	t := a.T
+	t.Helper()
+	results := make(chan Results, 2)
+	for _, url := range []string{"http://never-used/", "tcp://never-used:9001"} {
+		go func() {
+			rs, err := a.TryCall(fromClient, "-timeout", "30s", "-d", "hello", url)
+			if err != nil {
+				t.Error(err)
+			}
+			results <- rs
+		}()
+	}
+	if rs := a.Call(fromClient, "-n", "50", "-c", "5", "http://used/"); rs.Statuses()["200"] != 50 {
+		t.Errorf("a host that was used before, without a control plane: %v", rs.Failures())
+	}
+	for range 2 {
+		for _, r := range <-results {
+			if r.Status != 0 && r.Status != 504 || r.Status == 0 && r.Error == "" || r.Millis > 25000 {
+				t.Errorf("a host that was never used, without a control plane: %+v", r)
+			}
+			t.Logf("a host that was never used, without a control plane: status %d %s after %.0f ms", r.Status, r.Error, r.Millis)
+		}
+	}
+	Eventually(t, "the access log has the flag of a request that waited in vain", func() error {
+		log := a.Kubectl("logs", "deploy/"+fromClient, "-c", "istio-proxy", "--tail", "50")
+		for line := range strings.Lines(log) {
+			if strings.Contains(line, "never-used") && strings.Contains(line, " 504 SI ") {
+				return nil
+			}
+		}
+		return fmt.Errorf("the log:\n%s", log)
+	})
+}
+
+// afterwards it works.
+func (a asking) afterwards() {
+	a.T.Helper()
+	for _, url := range []string{"http://never-used/", "tcp://never-used:9001"} {
+		Eventually(a.T, url+" answers", func() error {
+			if r := a.Call(fromClient, "-d", "hello", url)[0]; r.Error != "" || r.Status != 200 && r.Body != "v1 hello\n" {
+				return fmt.Errorf("%+v", r)
+			}
+			return nil
+		})
 	}
 }
 

@@ -195,7 +195,7 @@ func TestUserNamespacePods(t *testing.T) {
 	// Without the mesh first: what fails here is the node's.
 	plain.Apply(own.YAML())
 	defer plain.TryKubectl("delete", "deploy,svc", "-l", "app=own-users")
-	if _, err := plain.TryKubectl("rollout", "status", "deploy/"+own.Deployment(), "--timeout=20s"); err != nil {
+	if _, err := plain.TryKubectl("rollout", "status", "deploy/"+own.Deployment(), "--timeout=90s"); err != nil {
 		events := plain.Kubectl("get", "events", "--field-selector", "type=Warning")
 		for _, word := range []string{"user namespace", "userns", "idmap"} {
 			for line := range strings.Lines(events) {
