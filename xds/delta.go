@@ -30,6 +30,11 @@ type delta struct {
 	// returning: an on-demand proxy that connected again has not said yet what it has asked for in its life. Until it has, nothing that
 	// it has is sent again or taken from it.
 	returning, recalled bool
+
+	last struct { // what steps found out
+		have, want []*envoy.Set
+		steps      []step
+	}
 }
 
 type deltaType struct {
@@ -160,6 +165,15 @@ func (d *delta) next() *frame {
 	return nil
 }
 
+func (d *delta) pending() bool {
+	for t := range envoy.NumTypes {
+		if ty := &d.types[t]; len(ty.gone) > 0 || ty.asked && d.due(t) {
+			return true
+		}
+	}
+	return d.returning || len(d.clusters) > 0
+}
+
 // due reports whether there is something to send of a type, leaving removals
 // aside. Steps in which this type did not change are made on the way.
 func (d *delta) due(t envoy.Type) bool {
@@ -178,7 +192,7 @@ func (d *delta) due(t envoy.Type) bool {
 		return false
 	}
 	var removed []string
-	for _, st := range steps(ty.have, want) {
+	for _, st := range d.steps(ty.have, want) {
 		c := d.s.change(st, t, false)
 		if len(c.updated) > 0 || t == envoy.VirtualHost && len(c.removed) > 0 {
 			return true
@@ -189,6 +203,17 @@ func (d *delta) due(t envoy.Type) bool {
 	ty.have = want
 	return false
 }
+
+// steps are those from one slice of Sets to another. Most types of a stream have gone just the same way.
+func (d *delta) steps(have, want []*envoy.Set) []step {
+	if l := &d.last; len(have) == 0 || !identical(l.have, have) || !identical(l.want, want) {
+		l.have, l.want, l.steps = have, want, steps(have, want)
+	}
+	return d.last.steps
+}
+
+// identical reports whether two slices, which nobody changes, are one.
+func identical(a, b []*envoy.Set) bool { return len(a) == len(b) && len(a) > 0 && &a[0] == &b[0] }
 
 // lost notes what the proxy has and should not have any more.
 func (d *delta) lost(t envoy.Type, removed []string, want []*envoy.Set) {
@@ -228,8 +253,12 @@ func (d *delta) send(t envoy.Type) *frame {
 	first, known := ty.first, ty.known
 	var a replies
 	if t == envoy.VirtualHost {
-		d.complete(r, want)
-		a = d.answers(r, want)
+		if first || len(d.tables) > 0 {
+			d.complete(r, want)
+		}
+		if len(d.questions) > 0 {
+			a = d.answers(r, want)
+		}
 	}
 	var parts mem.BufferSlice
 	if len(known) > 0 {
@@ -264,7 +293,7 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 	for _, st := range follow {
 		d.expect(st)
 	}
-	for _, st := range steps(ty.have, want) {
+	for _, st := range d.steps(ty.have, want) {
 		with := false
 		if i := slices.Index(follow, st); i >= 0 && ty.all {
 			with, follow = true, slices.Delete(follow, i, i+1)

@@ -268,7 +268,7 @@ func (s *session) sift(t envoy.Type, names []string, enough int) (fresh, rest []
 			s.turnAway(1)
 		case total+len(fresh) < maxDemand && (meaning == envoy.Known || s.admit()):
 			fresh = append(fresh, name)
-		case t != envoy.VirtualHost || m.Means(s.proxy, t, whole) == envoy.Nonsense:
+		case t != envoy.VirtualHost:
 			s.turnAway(1)
 		case !slices.Contains(fresh, whole):
 			fresh = append(fresh, whole)

@@ -31,6 +31,7 @@ func (s *Server) Drain(ctx context.Context, d time.Duration) {
 	leaving := s.connected()
 	for i, ses := range leaving {
 		close(ses.leave)
+		ses.kick()
 		if i < len(leaving)-1 && !pause(d/2/time.Duration(len(leaving))) {
 			return
 		}

@@ -154,7 +154,7 @@ func (m *fakeMesh) Means(p envoy.Proxy, t envoy.Type, name string) envoy.Meaning
 	switch {
 	case t == envoy.VirtualHost && isHost, t == envoy.Cluster && m.cluster(name):
 		return envoy.Known
-	case strings.Contains(name, "!"), t == envoy.VirtualHost && !strings.HasPrefix(name, "80/"):
+	case strings.Contains(name, "!"), strings.HasSuffix(name, everything), t == envoy.VirtualHost && !strings.HasPrefix(name, "80/"):
 		return envoy.Nonsense
 	}
 	return envoy.Stranger

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -154,7 +155,14 @@ func (s *Server) Ready() bool { return s.current.Load().mesh != nil }
 
 // Stop ends all streams, so that proxies connect elsewhere, or here when the
 // server is back. Serve then returns.
-func (s *Server) Stop() { s.stop.Do(func() { close(s.stopping) }) }
+func (s *Server) Stop() {
+	s.stop.Do(func() {
+		close(s.stopping)
+		for _, ses := range s.connected() {
+			ses.kick()
+		}
+	})
+}
 
 // Serve accepts proxies on l until ctx ends or Stop is called. tlsConfig is nil for plaintext.
 // It closes l.
@@ -178,6 +186,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	}
 	done := make(chan struct{})
 	defer close(done)
+	go s.watch(done)
 	go func() {
 		select {
 		case <-ctx.Done():
@@ -236,7 +245,7 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 	if err := login.claim(first.node); err != nil {
 		return err
 	}
-	ses := &session{server: s, stream: stream, login: *login, node: first.node, delta: delta, leave: make(chan struct{}), opened: time.Now()}
+	ses := &session{server: s, stream: stream, login: *login, node: first.node, delta: delta, leave: make(chan struct{}), kicked: make(chan struct{}, 1), opened: time.Now()}
 	ses.proxy.Inline = !delta
 	if ses.publication, err = s.await(ctx, login, first.node, &ses.proxy); err != nil {
 		s.log.Info("a stream was refused", "proxy", login.name(), "peer", login.peer, "error", err)
@@ -262,11 +271,14 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 	// SendMsg cannot be interrupted but by the end of the handler: so the work is done
 	// in a goroutine of its own, and this one can give up on it.
 	result := make(chan error, 1)
-	go func() { result <- ses.run(ctx, first) }()
+	go func() { result <- ses.run(first) }()
 	select {
 	case err = <-result:
 	case <-login.watchdog.bark:
 		err = s.cut(ses, "read", s.config.SendTimeout)
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil // the proxy closed its side
 	}
 	s.log.Debug("proxy disconnected", "proxy", ses.name(), "peer", login.peer, "reason", err)
 	return err

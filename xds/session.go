@@ -1,9 +1,6 @@
 package xds
 
 import (
-	"context"
-	"errors"
-	"io"
 	"slices"
 	"strconv"
 	"sync"
@@ -27,6 +24,7 @@ type session struct {
 	node   *node
 	delta  bool
 	leave  chan struct{} // closed when the proxy shall connect elsewhere
+	kicked chan struct{} // holds one: run shall look around
 
 	mu          sync.Mutex // guards what follows; never held while writing
 	proxy       envoy.Proxy
@@ -41,6 +39,7 @@ type session struct {
 	protocol    protocol
 	nonce       uint64
 	greeted     bool
+	ended       error     // why nothing more is received
 	changed     time.Time // of the oldest change that the proxy has not confirmed; zero when it is up to date
 
 	retrySVID time.Time
@@ -55,6 +54,8 @@ type protocol interface {
 	learned()
 	// next returns the next message to write, nil when there is none for now.
 	next() *frame
+	// pending reports whether next might return one.
+	pending() bool
 	// waiting is since when the proxy owes an answer; zero when it owes none.
 	waiting() time.Time
 	// alarm is when next has something to do though nothing happens; zero for never.
@@ -73,26 +74,25 @@ type typeStatus struct {
 	Refused  map[string]refusal
 }
 
-// run serves the stream until it ends. The error is a gRPC status.
-func (s *session) run(ctx context.Context, first *request) error {
-	requests := make(chan *request, 4)
-	broken := make(chan error, 1)
-	go s.receive(requests, broken)
-
-	expiry := timerAt(s.login.expires)
-	defer expiry.Stop()
-	renew := timerAt(time.Time{})
-	defer renew.Stop()
-	silent := timerAt(time.Time{})
-	defer silent.Stop()
-	alarm := timerAt(time.Time{})
-	defer alarm.Stop()
-
-	if err := s.take(first); err != nil {
+// run writes what the proxy needs until the stream ends; receive, in another goroutine, takes in what it says. The error is a gRPC status.
+func (s *session) run(first *request) error {
+	s.mu.Lock()
+	err := s.take(first)
+	s.mu.Unlock()
+	if err != nil {
 		return err
 	}
+	if err := s.over(); err != nil {
+		return err
+	}
+	go s.receive()
+	// The timer is set to the nearest of all deadlines, and not put off when that moves: an early ring costs less.
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	defer timer.Stop()
+	var rings time.Time
 	for {
-		if err := s.flush(requests); err != nil {
+		if err := s.flush(); err != nil {
 			return err
 		}
 		s.mu.Lock()
@@ -100,18 +100,16 @@ func (s *session) run(ctx context.Context, first *request) error {
 		var authority <-chan struct{}
 		if s.wallet != nil {
 			authority = s.server.authorityChanged()
-			resetAt(renew, s.renewal())
 		}
-		waiting := s.protocol.waiting()
-		if !waiting.IsZero() {
-			waiting = waiting.Add(s.server.config.AnswerTimeout)
-		}
-		resetAt(silent, waiting)
-		resetAt(alarm, s.protocol.alarm())
+		deadline := s.deadline()
 		s.mu.Unlock()
+		if !deadline.IsZero() && (rings.IsZero() || deadline.Before(rings)) {
+			rings = deadline
+			timer.Reset(time.Until(deadline))
+		}
 		select {
-		case r := <-requests:
-			if err := s.take(r); err != nil {
+		case <-s.kicked:
+			if err := s.over(); err != nil {
 				return err
 			}
 		case <-next:
@@ -122,47 +120,101 @@ func (s *session) run(ctx context.Context, first *request) error {
 			s.mu.Lock()
 			s.adopt()
 			s.mu.Unlock()
-		case <-alarm.C:
 		case <-authority:
 			s.certify()
-		case <-renew.C:
-			s.certify()
-		case <-expiry.C:
-			return status.Error(codes.Unauthenticated, "the token of this stream has expired; connect again with a fresh one")
-		case <-silent.C:
-			return s.server.cut(s, "answer", s.server.config.AnswerTimeout)
-		case err := <-broken:
-			if errors.Is(err, io.EOF) {
-				return nil
+		case <-timer.C:
+			rings = time.Time{}
+			if err := s.due(time.Now()); err != nil {
+				return err
 			}
-			return err
-		case <-s.leave:
-			return errStopping
-		case <-s.server.stopping:
-			return errStopping
-		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
 }
 
-// receive is the only reader of the stream. It ends with the stream.
-func (s *session) receive(requests chan<- *request, broken chan<- error) {
+// kick makes run look around.
+func (s *session) kick() {
+	select {
+	case s.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// over says why the stream ends, if it does. Whoever ends it kicks.
+func (s *session) over() error {
+	select {
+	case <-s.server.stopping:
+		return errStopping
+	case <-s.leave:
+		return errStopping
+	default:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended
+}
+
+// deadline is when due has something to do.
+func (s *session) deadline() (nearest time.Time) {
+	for _, at := range [...]time.Time{s.login.expires, s.protocol.alarm(), s.renewal(), s.silence()} {
+		if !at.IsZero() && (nearest.IsZero() || at.Before(nearest)) {
+			nearest = at
+		}
+	}
+	return nearest
+}
+
+// silence is when the proxy will have owed an answer for too long; zero when it owes none.
+func (s *session) silence() time.Time {
+	if since := s.protocol.waiting(); !since.IsZero() {
+		return since.Add(s.server.config.AnswerTimeout)
+	}
+	return time.Time{}
+}
+
+// due does what is due now.
+func (s *session) due(now time.Time) error {
+	passed := func(at time.Time) bool { return !at.IsZero() && !now.Before(at) }
+	s.mu.Lock()
+	silent, renew := passed(s.silence()), passed(s.renewal())
+	s.mu.Unlock()
+	switch {
+	case passed(s.login.expires):
+		return status.Error(codes.Unauthenticated, "the token of this stream has expired; connect again with a fresh one")
+	case silent:
+		return s.server.cut(s, "answer", s.server.config.AnswerTimeout)
+	case renew:
+		s.certify()
+	}
+	return nil
+}
+
+// receive is the only reader of the stream. It ends with the stream. Most of what a proxy says is that it has taken
+// what it was sent: then nobody else need be woken.
+func (s *session) receive() {
 	for {
 		r := &request{delta: s.delta}
-		if err := s.stream.RecvMsg(r); err != nil {
-			broken <- err
-			return
+		err := s.stream.RecvMsg(r)
+		s.mu.Lock()
+		if err == nil {
+			err = s.take(r)
 		}
-		select {
-		case requests <- r:
-		case <-s.stream.Context().Done():
+		busy := err != nil || s.curious() || s.protocol.pending()
+		if err != nil {
+			s.ended = err
+		} else if !busy {
+			s.settled()
+		}
+		s.mu.Unlock()
+		if busy {
+			s.kick()
+		}
+		if err != nil {
 			return
 		}
 	}
 }
 
-// take lets the protocol see a request.
+// take lets the protocol see a request. The session is locked.
 func (s *session) take(r *request) error {
 	t, ok := envoy.TypeOf(r.typeURL)
 	if !ok {
@@ -171,8 +223,6 @@ func (s *session) take(r *request) error {
 		s.server.log.Debug("request for an unknown type", "proxy", s.name(), "type", r.typeURL)
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if t == envoy.Secret && s.login.secrets {
 		if s.wallet == nil {
 			s.wallet = newWallet(s.server.config.Authority, s.login.id, s.server.config.TTL, r.initial[svidName], time.Now())
@@ -185,18 +235,9 @@ func (s *session) take(r *request) error {
 	return s.protocol.request(t, r)
 }
 
-// flush writes all that can be written now. Requests that already arrived are
-// looked at first: together they say more than one by one.
-func (s *session) flush(requests <-chan *request) error {
+// flush writes all that can be written now.
+func (s *session) flush() error {
 	for {
-		select {
-		case r := <-requests:
-			if err := s.take(r); err != nil {
-				return err
-			}
-			continue
-		default:
-		}
 		s.mu.Lock()
 		s.learn()
 		f := s.protocol.next()
@@ -217,13 +258,13 @@ func (s *session) flush(requests <-chan *request) error {
 	}
 }
 
-// send writes one message. The watchdog ends the stream when the proxy does not
+// send writes one message. Who watches ends the stream when the proxy does not
 // read for too long; until then only this goroutine waits.
 func (s *session) send(f *frame) error {
 	begin := time.Now()
-	s.login.watchdog.Reset(s.server.config.SendTimeout)
+	s.login.watchdog.since.Store(begin.UnixNano())
 	err := s.stream.SendMsg(f)
-	s.login.watchdog.Stop()
+	s.login.watchdog.since.Store(0)
 	s.server.metrics.sentResponse(f, time.Since(begin))
 	return err
 }
@@ -297,6 +338,9 @@ func (s *session) certify() {
 
 // renewal is when certify is next due; zero for never.
 func (s *session) renewal() time.Time {
+	if s.wallet == nil {
+		return time.Time{}
+	}
 	if !s.retrySVID.IsZero() {
 		return s.retrySVID
 	}
@@ -393,41 +437,35 @@ func isPrivate(set *envoy.Set) bool {
 	return set != nil && len(set.Scope) >= len(private) && set.Scope[:len(private)] == private
 }
 
-// timerAt fires at a moment; never at the zero one.
-func timerAt(at time.Time) *time.Timer {
-	t := time.NewTimer(time.Hour)
-	resetAt(t, at)
-	return t
-}
-
-func resetAt(t *time.Timer, at time.Time) {
-	if at.IsZero() {
-		t.Stop()
-		return
-	}
-	t.Reset(time.Until(at))
-}
-
 // watchdog calls off a stream whose proxy does not read.
 type watchdog struct {
-	timer *time.Timer
+	since atomic.Int64 // when the write began that is under way, in Unix nanoseconds; 0 when there is none
 	bark  chan struct{}
-	once  atomic.Bool
+	once  sync.Once
 }
 
-func newWatchdog() *watchdog {
-	w := &watchdog{bark: make(chan struct{})}
-	w.timer = time.AfterFunc(time.Hour, func() {
-		if w.once.CompareAndSwap(false, true) {
-			close(w.bark)
+func newWatchdog() *watchdog { return &watchdog{bark: make(chan struct{})} }
+
+// watch looks at all streams, now and then, until done is closed.
+func (s *Server) watch(done <-chan struct{}) {
+	tick := time.NewTicker(max(s.config.SendTimeout/8, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			s.mu.Lock()
+			for _, ses := range s.sessions {
+				w := ses.login.watchdog
+				if since := w.since.Load(); since != 0 && now.UnixNano()-since > int64(s.config.SendTimeout) {
+					w.once.Do(func() { close(w.bark) })
+				}
+			}
+			s.mu.Unlock()
+		case <-done:
+			return
 		}
-	})
-	w.timer.Stop()
-	return w
+	}
 }
-
-func (w *watchdog) Reset(d time.Duration) { w.timer.Reset(d) }
-func (w *watchdog) Stop()                 { w.timer.Stop() }
 
 // errStopping tells proxies to connect again, which Envoy does by itself.
 var errStopping = status.Error(codes.Unavailable, "this control plane is stopping; connect to another one")

@@ -153,6 +153,8 @@ func (w *world) next() *frame {
 
 func (w *world) learned() {}
 
+func (w *world) pending() bool { return true }
+
 func (w *world) alarm() time.Time { return time.Time{} }
 
 func (w *world) waiting() (since time.Time) {

@@ -36,13 +36,13 @@ func tableOf(name string) string {
 	return ""
 }
 
-// hosts returns the virtual hosts of a table in one set.
+// hosts returns the virtual hosts of a table in one set. (Route configurations that take virtual hosts have no '/' in their names.)
 func hosts(s *envoy.Set, table string) []*envoy.Resource {
 	list := s.Resources[envoy.VirtualHost]
 	byName := func(r *envoy.Resource, name string) int { return strings.Compare(r.Name, name) }
 	from, _ := slices.BinarySearchFunc(list, table+"/", byName)
 	to, _ := slices.BinarySearchFunc(list, table+"0", byName) // '0' follows '/'
-	return slices.DeleteFunc(slices.Clone(list[from:to]), func(r *envoy.Resource) bool { return tableOf(r.Name) != table })
+	return list[from:to]
 }
 
 func hasHosts(sets []*envoy.Set, table string) bool {
@@ -211,7 +211,7 @@ func (d *delta) recall(t envoy.Type, r *request) {
 		d.returning = len(r.initial) > 0 && !d.types[envoy.VirtualHost].asked
 	case envoy.VirtualHost:
 		for name, version := range r.initial {
-			if version != unresolved && len(name) <= maxName {
+			if version != unresolved && len(name) <= maxName && !strings.HasSuffix(name, everything) {
 				d.s.had = append(d.s.had, strings.Clone(name))
 			}
 		}
