@@ -53,8 +53,8 @@ var once struct {
 	original map[string]string // the node's network configuration before the first test
 }
 
-// open gives the node as it was before the first test: no agent, its own network configuration.
-func open(t *testing.T) *cluster {
+// connect reaches the node as an administrator, and changes nothing.
+func connect(t *testing.T) *cluster {
 	t.Helper()
 	if os.Getenv(directory) == "" {
 		t.Skip("needs a real node: `go run ./e2e/kubernetes/cluster up --name n --dir DIR`, then " + directory + "=DIR; `make e2e` does both")
@@ -72,7 +72,14 @@ func open(t *testing.T) *cluster {
 	if c.api, err = kubernetes.NewForConfig(c.config); err != nil {
 		t.Fatal(err)
 	}
-	c.target = listenOutside(t, net.JoinHostPort(n.NodeIP, "0"))
+	return c
+}
+
+// open gives the node as it was before the first test: no agent, its own network configuration.
+func open(t *testing.T) *cluster {
+	t.Helper()
+	c := connect(t)
+	c.target = listenOutside(t, net.JoinHostPort(c.NodeIP, "0"))
 	once.Lock()
 	defer once.Unlock()
 	if !once.opened {

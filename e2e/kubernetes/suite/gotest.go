@@ -64,10 +64,10 @@ func (r *run) goTest(ctx context.Context, name, pkg, match string, env ...string
 		}
 		outcomes[e.Action]++
 		if top != "" {
-			fmt.Printf("   %-4s %6.1f s  %s\n", map[string]string{"pass": "ok", "fail": "FAIL", "skip": "skip"}[e.Action], e.Elapsed, top)
+			r.say("   %-4s %6.1f s  %s", map[string]string{"pass": "ok", "fail": "FAIL", "skip": "skip"}[e.Action], e.Elapsed, top)
 		}
 		if e.Action == "fail" {
-			fmt.Println(output[top])
+			r.say("%s", output[top])
 		}
 		delete(output, top)
 	}

@@ -26,7 +26,7 @@ func (o options) onKind(ctx context.Context, b *programs.Builder) (err error) {
 	if err != nil {
 		return err
 	}
-	r := &run{builder: b}
+	r := &run{builder: b, out: os.Stdout}
 	r.Name = "kind"
 	kubeconfig := b.Path("bin", "e2e-kind.kubeconfig")
 	visible := func(name string, args ...string) error {

@@ -24,15 +24,17 @@ type plan struct {
 	scenarios string   // of package e2e, as in go test -run; empty means all
 	nodeAgent string   // tests of package nodeagent; empty means all
 	settings  []string // of weft install: --set
+	discovery string   // what sidecars are told: all that they may see (eager), or what their apps use (on-demand); empty means the mesh's default
 }
 
 // brief are the scenarios that depend on the network below: redirection in and out, mutual TLS, the gateway, all protocols.
 const brief = "^(TestS01|TestS05|TestS43|TestS70|TestDualStack|TestFailClosed|TestRestricted)"
 
-// plans are the clusters that `make e2e` runs: everything on two versions' worth of software, and what networks make different on each network.
+// plans are the clusters that `make e2e` runs: everything on two versions' worth of software, once with each way of discovery, and what networks make
+// different on each network. The longest come first.
 var plans = []plan{
-	{Spec: node.Spec{Name: "e2e-136", Version: "1.36.3", Network: "ptp"}},
-	{Spec: node.Spec{Name: "e2e-137", Version: "1.37.1", Network: "flannel-vxlan"}},
+	{Spec: node.Spec{Name: "e2e-136", Version: "1.36.3", Network: "ptp"}, discovery: "eager"},
+	{Spec: node.Spec{Name: "e2e-137", Version: "1.37.1", Network: "flannel-vxlan"}, discovery: "on-demand"},
 	{Spec: node.Spec{Name: "e2e-hostgw", Version: "1.37.1", Network: "flannel-host-gw", DualStack: true}, scenarios: brief, nodeAgent: none},
 	{Spec: node.Spec{Name: "e2e-calico", Version: "1.36.3", Network: "calico", ProxyMode: "iptables"}, scenarios: brief, nodeAgent: none},
 	{Spec: node.Spec{Name: "e2e-multus", Version: "1.37.1", Network: "multus"}, scenarios: brief, nodeAgent: none,
@@ -47,6 +49,7 @@ type options struct {
 	only        string // name of a plan
 	scenarios   string
 	keep        bool
+	atOnce      int
 }
 
 func main() {
@@ -59,7 +62,8 @@ func main() {
 	flag.StringVar(&o.environment, "on", "auto", "kind, native, or auto: kind where Docker answers")
 	flag.StringVar(&o.only, "only", "", "only the cluster of this name: e2e-136, e2e-137, ...")
 	flag.StringVar(&o.scenarios, "run", "", "only scenarios that match, as in go test -run; and none of the node agent's tests")
-	flag.BoolVar(&o.keep, "keep", false, "leave the last cluster up when something failed")
+	flag.BoolVar(&o.keep, "keep", false, "leave clusters up in which something failed")
+	flag.IntVar(&o.atOnce, "at-once", 1, "how many native clusters run at a time: each takes 3 GB of memory, and half of two processors; more make tests wait for one another")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -103,19 +107,31 @@ func (o options) main(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var report []string
-	var failed error
+	runs := make([]*run, len(chosen))
+	failures := make([]error, len(chosen))
+	var group errgroup.Group
+	group.SetLimit(max(1, o.atOnce))
 	for i, p := range chosen {
 		p.Images = archives
-		r := &run{plan: p, builder: b, keep: o.keep && i == len(chosen)-1}
-		err := r.all(ctx, bins[i])
+		runs[i] = &run{plan: p, builder: b, keep: o.keep, out: os.Stdout}
+		if len(chosen) > 1 {
+			runs[i].out = &prefixed{to: os.Stdout, prefix: p.Name + ": "}
+		}
+		group.Go(func() error { // one that fails ends no other
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err := runs[i].all(ctx, bins[i]); err != nil {
+				failures[i] = fmt.Errorf("%s: %w", p.Name, err)
+			}
+			return nil
+		})
+	}
+	failed := errors.Join(group.Wait(), ctx.Err())
+	var report []string
+	for i, r := range runs {
 		report = append(report, r.report()...)
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("%s: %w", p.Name, err))
-		}
-		if ctx.Err() != nil {
-			break
-		}
+		failed = errors.Join(failed, failures[i])
 	}
 	heading("wall times")
 	fmt.Println(strings.Join(report, "\n"))

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -20,6 +22,7 @@ type run struct {
 	plan
 	builder *programs.Builder
 	keep    bool
+	out     io.Writer // for who watches
 	steps   []step
 }
 
@@ -32,8 +35,8 @@ type step struct {
 
 // all brings the cluster up, tests, and takes it down, also when ctx has ended.
 func (r *run) all(ctx context.Context, bins node.Bins) (err error) {
-	heading(fmt.Sprintf("%s: Kubernetes %s, containerd %s, %s, kube-proxy with %s%s", r.Name, r.Version, node.Versions[r.Version], r.Network, r.ProxyMode, map[bool]string{true: ", dual-stack"}[r.DualStack]))
-	if err := r.step("node up", func() error { return node.Up(ctx, r.Spec, bins, os.Stdout) }); err != nil {
+	r.say("\n== %s: Kubernetes %s, containerd %s, %s, kube-proxy with %s%s", r.Name, r.Version, node.Versions[r.Version], r.Network, r.ProxyMode, map[bool]string{true: ", dual-stack"}[r.DualStack])
+	if err := r.step("node up", func() error { return node.Up(ctx, r.Spec, bins, r.out) }); err != nil {
 		return err
 	}
 	defer func() {
@@ -43,7 +46,7 @@ func (r *run) all(ctx context.Context, bins node.Bins) (err error) {
 			err = errors.Join(err, r.collect(after))
 		}
 		if err != nil && r.keep {
-			fmt.Printf("\n%s is left up: %s/kubectl; end it with: go run ./e2e/kubernetes/cluster down --name %s\n", r.Name, r.Dir, r.Name)
+			r.say("\n%s is left up: %s/kubectl; end it with: go run ./e2e/kubernetes/cluster down --name %s", r.Name, r.Dir, r.Name)
 			return
 		}
 		err = errors.Join(err, r.step("down", func() error { return node.Down(after, r.Name, r.Dir, false) }))
@@ -65,15 +68,23 @@ func (r *run) tests(ctx context.Context) error {
 	}
 	weft := r.builder.Program("weft")
 	install := []string{weft, "install", "-y", "--verify"}
-	for _, s := range r.settings {
+	settings, env := r.settings, []string{"WEFT_E2E_KUBECTL=" + filepath.Join(r.Dir, "kubectl")}
+	if r.discovery != "" {
+		settings = append(slices.Clip(settings), "meshConfig.defaultConfig.proxyMetadata.WEFT_DISCOVERY="+r.discovery)
+		env = append(env, "WEFT_E2E_DISCOVERY="+r.discovery)
+	}
+	for _, s := range settings {
 		install = append(install, "--set", s)
 	}
 	if err := r.step("weft install", func() error { return r.onNode(ctx, install...) }); err != nil {
 		return errors.Join(failed, err)
 	}
-	failed = errors.Join(failed, r.step("scenarios", func() error {
-		return r.goTest(ctx, "scenarios", "./e2e", r.scenarios, "WEFT_E2E_KUBECTL="+filepath.Join(r.Dir, "kubectl"))
-	}))
+	failed = errors.Join(failed, r.step("scenarios", func() error { return r.goTest(ctx, "scenarios", "./e2e", r.scenarios, env...) }))
+	if r.nodeAgent != none {
+		failed = errors.Join(failed, r.step("verify-install", func() error {
+			return r.goTest(ctx, "verify-install", "./e2e/kubernetes/nodeagent", "^TestVerifyInstall", "WEFT_E2E_CLUSTER="+r.Dir)
+		}))
+	}
 	failed = errors.Join(failed, r.step("weft uninstall", func() error {
 		if err := r.podsEnded(ctx, "metadata.namespace!=kube-system,metadata.namespace!=istio-system"); err != nil {
 			return err
@@ -120,7 +131,7 @@ func (r *run) podsEnded(ctx context.Context, selector string) error {
 
 // step does something and notes how long it took.
 func (r *run) step(name string, f func() error) error {
-	fmt.Printf("-- %s: %s\n", r.Name, name)
+	r.say("-- %s: %s", r.Name, name)
 	began := time.Now()
 	err := f()
 	r.steps = append(r.steps, step{name, time.Since(began), err})
@@ -129,6 +140,8 @@ func (r *run) step(name string, f func() error) error {
 	}
 	return err
 }
+
+func (r *run) say(format string, args ...any) { fmt.Fprintf(r.out, format+"\n", args...) }
 
 func (r *run) report() []string {
 	var lines []string
@@ -145,7 +158,7 @@ func (r *run) report() []string {
 // onNode runs a command in the node's network, as the cluster's administrator; the user sees what it prints.
 func (r *run) onNode(ctx context.Context, argv ...string) error {
 	cmd := r.command(ctx, filepath.Join(r.Dir, "run"), argv...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Stdout, cmd.Stderr = r.out, r.out
 	return cmd.Run()
 }
 
@@ -176,6 +189,6 @@ func (r *run) collect(ctx context.Context) error {
 	if logs := os.CopyFS(filepath.Join(dir, "node"), os.DirFS(filepath.Join(r.Dir, "log"))); logs != nil {
 		err = errors.Join(err, logs)
 	}
-	fmt.Printf("\nlogs of %s: %s\n", r.Name, dir)
+	r.say("\nlogs of %s: %s", r.Name, dir)
 	return err
 }
