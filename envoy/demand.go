@@ -13,7 +13,7 @@ type Demand struct {
 	Workload string // "namespace/service account"
 
 	// Names are sorted, without repetition. VirtualHost: "<route config>/<authority, lower case, as the app wrote it>", as in
-	// "80/reviews" and "8080/reviews.default:8080". Cluster: cluster names, of connections that are no HTTP. Others: none.
+	// "80/reviews" and "8080/reviews.default:8080"; "80/*" is everything in table 80, see everyHost. Cluster: cluster names, of connections that are no HTTP. Others: none.
 	Names [NumTypes][]string
 }
 

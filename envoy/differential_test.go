@@ -3,6 +3,7 @@ package envoy
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cespare/xxhash/v2"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/weft-mesh/weft/mesh"
@@ -106,15 +108,45 @@ func asIn(w *World, p Proxy) Proxy {
 
 // proxiesOf are all pods, and one that the mesh has not heard of.
 func proxiesOf(w *World) []Proxy {
-	out := []Proxy{{Kind: Sidecar, Namespace: "other", Pod: "unheard"}}
+	out := []Proxy{
+		{Kind: Sidecar, Namespace: "other", Pod: "unheard"},
+		{Kind: Sidecar, Namespace: "other", Pod: "unheard", Inline: true},
+		{Kind: Sidecar, Namespace: "other", Pod: "unheard", ServiceAccount: "all", Demand: (&Demand{Workload: "other/all"}).With(VirtualHost, "80/*", "9080/*", "8080/*")},
+	}
 	for workload := range w.snap.Workloads() {
 		p := Proxy{Kind: Sidecar, Namespace: workload.Namespace, Pod: workload.Name, ServiceAccount: workload.ServiceAccount, Workload: workload}
 		if workload.Labels["istio"] == "ingressgateway" {
 			p.Kind = Router
 		}
 		out = append(out, p)
+		if p.Kind == Sidecar {
+			p.Demand = demandOf(p)
+			out = append(out, p)
+		}
 	}
 	return out
+}
+
+// demandOf is what a workload of the goldens might ask for; a larger part of it at each turn, as far as the name of its pod tells.
+func demandOf(p Proxy) *Demand {
+	d := &Demand{Workload: p.Namespace + "/" + p.ServiceAccount}
+	chance := rand.New(rand.NewPCG(xxhash.Sum64String(p.Pod), 1))
+	for _, port := range []string{"80", "443", "8080", "9080", "9187"} {
+		for _, host := range []string{
+			"reviews", "reviews.default", "ratings.default.svc.cluster.local:9080", "10.96.0.10", "[fd00:96::24]", "httpbin.org", "www.example.com", "a.example.com",
+			"shop.example.com", "db-0.db", "db-1.db.default.svc.cluster.local", "nobody", "old.default", "old.example.com", "*",
+		} {
+			if chance.IntN(3) == 0 && (host != "*" || chance.IntN(10) == 0) {
+				d = d.With(VirtualHost, port+"/"+host)
+			}
+		}
+		for _, c := range []string{"||reviews.default.svc.cluster.local", "|v1|reviews.default.svc.cluster.local", "||nobody.default.svc.cluster.local", "||db.default.svc.cluster.local"} {
+			if chance.IntN(3) == 0 {
+				d = d.With(Cluster, "outbound|"+port+c)
+			}
+		}
+	}
+	return d
 }
 
 // repeated says when a scope has other contents under a version that it had before.

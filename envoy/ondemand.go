@@ -21,7 +21,7 @@ const askTimeout = 2 * time.Second
 
 // holdAtMost bounds the wait of a request for its route while the control plane is away: the app gets a 504 with the response flag SI (stream idle
 // timeout). Routes switch it off for the requests that they take.
-const holdAtMost = 15 * time.Second
+var holdAtMost = 15 * time.Second
 
 // askFirst holds requests for unknown hosts and clusters. It stands before all filters that look at the route.
 func askFirst() *hcm.HttpFilter {
@@ -29,6 +29,10 @@ func askFirst() *hcm.HttpFilter {
 		Odcds: &ondemand.OnDemandCds{Source: fromADS(), Timeout: durationpb.New(askTimeout)},
 	})
 }
+
+// everyHost is what follows the port in a name of a Demand that means the whole table, with the catch-all for names that nobody has. The xDS server puts
+// it there for a workload that has asked for too many of those: a crawler must reach the world as it would without us.
+const everyHost = "/*"
 
 // asked is what was made for the Demands of one workload: the newest few, because streams learn of a larger one at different times.
 type asked struct {
@@ -45,6 +49,7 @@ type askedScope struct {
 	demand *Demand
 	parts  *outboundParts
 	alone  map[string]aloneHost // by name
+	eager  map[uint16]bool      // tables of which the workload gets everything
 }
 
 // An aloneHost is a virtual host for one asked name, made of another: a wildcard's, or the catch-all.
@@ -91,7 +96,7 @@ func (w *World) askedScope(d *Demand, class *scope, c client) *askedScope {
 	if len(a.recent) > 0 {
 		former = a.recent[0]
 	}
-	s := &askedScope{demand: d, parts: parts, alone: map[string]aloneHost{}}
+	s := &askedScope{demand: d, parts: parts, alone: map[string]aloneHost{}, eager: map[uint16]bool{}}
 	resources := s.resources(former)
 	w.pool.intern(resources)
 	s.set = newSet(name, w.pool.askedVersion.Add(1), former.set, resources)
@@ -115,15 +120,26 @@ func (d *Demand) equal(o *Demand) bool {
 func (s *askedScope) resources(former *askedScope) []*Resource {
 	var out []*Resource
 	clusters := map[string]bool{}
-	for _, name := range s.demand.Names[VirtualHost] {
-		h := s.host(name, former)
+	add := func(h *virtualHost) {
 		if h == nil {
-			continue
+			return
 		}
 		out = append(out, h.Resource) // perhaps again; newSet keeps one
 		for _, c := range h.clusters {
 			clusters[c] = true
 		}
+	}
+	for _, name := range s.demand.Names[VirtualHost] {
+		table, all := strings.CutSuffix(name, everyHost)
+		if port, ok := parsePort(table); ok && all && s.parts.ports[port] != nil {
+			s.eager[port] = true
+			for _, h := range s.parts.ports[port].owners {
+				add(h)
+			}
+		}
+	}
+	for _, name := range s.demand.Names[VirtualHost] {
+		add(s.host(name, former))
 	}
 	for _, c := range s.demand.Names[Cluster] {
 		clusters[c] = true
@@ -150,8 +166,11 @@ func (s *askedScope) host(asked string, former *askedScope) *virtualHost {
 	place, alone, found := p.names.lookup(name)
 	from := p.hosts[len(p.hosts)-1] // the catch-all
 	if found {
-		if !alone {
+		if s.eager[port] {
 			return p.owners[place]
+		}
+		if !alone {
+			return p.asked[place]
 		}
 		from = p.hosts[place]
 	}

@@ -12,7 +12,8 @@ import (
 func (w *World) Resolve(p Proxy, t Type, name string) *Resource {
 	sets := w.Sets(p)
 	if p.Demand != nil && !p.Inline && p.Kind != Router && t == VirtualHost {
-		if !p.Demand.Has(t, name) {
+		table, _, _ := strings.Cut(name, "/")
+		if !p.Demand.Has(t, name) && !p.Demand.Has(t, table+everyHost) {
 			return nil
 		}
 		class, c := w.outboundScope(p)

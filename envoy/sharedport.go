@@ -20,6 +20,7 @@ type sharedPort struct {
 
 	owners    []*virtualHost // what is left of each host; nil for nothing
 	names     *domains       // nil unless proxies ask host by host
+	asked     []*virtualHost // and then: what is left of each host for those; nil for nothing, and for those that come under each asked name
 	resources []*Resource    // the listener and the table
 }
 
@@ -55,7 +56,7 @@ func (p *sharedPort) build(c client, m, formerMesh *meshconfig.MeshConfig, forme
 	name := strconv.Itoa(int(p.number))
 	if len(p.hosts) > 0 {
 		if c.inline {
-			p.resources = append(p.resources, routeTable(name, p.owners))
+			p.resources = append(p.resources, inlineTable(name, p.owners))
 		} else {
 			p.resources = append(p.resources, separateTable(name))
 		}
@@ -82,25 +83,32 @@ func serviceOf(h *virtualHost) mesh.Ref {
 // settle says who owns which domain. Nearly always that is as it was: a change of a host's routes does not change its domains.
 func (p *sharedPort) settle(c client, former *sharedPort) {
 	if len(former.owners) == len(p.hosts) && slices.EqualFunc(former.hosts, p.hosts, sameDomains) {
-		p.owners = slices.Clone(former.owners)
-		for i, h := range p.hosts {
-			if o := former.owners[i]; h != former.hosts[i] && o != nil {
-				p.owners[i] = h.with(o.domains)
-			}
-		}
+		p.owners = p.again(former.owners, former.hosts)
 		if former.names != nil {
 			names := *former.names
 			names.hosts = p.hosts
 			p.names = &names
+			p.asked = p.again(former.asked, former.hosts)
 		}
 		return
 	}
 	names, owners := indexDomains(p.hosts)
+	p.owners = owners
 	if c.lazy {
 		p.names = names
-		owners = names.indexWildcards(owners)
+		p.asked = names.indexWildcards(owners)
 	}
-	p.owners = owners
+}
+
+// again is what is left of hosts whose domains are those of former hosts.
+func (p *sharedPort) again(left, hosts []*virtualHost) []*virtualHost {
+	left = slices.Clone(left)
+	for i, h := range p.hosts {
+		if h != hosts[i] && left[i] != nil {
+			left[i] = h.with(left[i].domains)
+		}
+	}
+	return left
 }
 
 func sameDomains(a, b *virtualHost) bool { return a == b || slices.Equal(a.domains, b.domains) }

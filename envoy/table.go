@@ -22,7 +22,12 @@ const (
 // routeTable is a RouteConfiguration that holds its virtual hosts. A domain may occur only once in it, or Envoy refuses the whole:
 // the first host keeps it.
 func routeTable(name string, hosts []*virtualHost) *Resource {
-	_, hosts = indexDomains(hosts)
+	_, owners := indexDomains(hosts)
+	return inlineTable(name, owners)
+}
+
+// inlineTable holds hosts of which no two have the same domain; nil for none.
+func inlineTable(name string, hosts []*virtualHost) *Resource {
 	size := len(name) + 64
 	for _, h := range hosts {
 		if h != nil {

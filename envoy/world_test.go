@@ -55,13 +55,25 @@ type meshInMotion struct {
 }
 
 func inMotion(t *testing.T) *meshInMotion {
-	m := &meshInMotion{t: t, store: mesh.NewStore(mesh.Options{})}
-	m.apply(contents(t, "testdata/bookinfo.yaml"))
+	m := &meshInMotion{t: t, store: inMotionStore(t)}
+	m.next()
 	return m
 }
 
 func (m *meshInMotion) apply(documents string) {
 	m.t.Helper()
+	applyTo(m.t, m.store, documents)
+	m.next()
+}
+
+func inMotionStore(t testing.TB) *mesh.Store {
+	s := mesh.NewStore(mesh.Options{})
+	applyTo(t, s, contents(t, "testdata/bookinfo.yaml"))
+	return s
+}
+
+func applyTo(t testing.TB, store *mesh.Store, documents string) {
+	t.Helper()
 	scheme := runtime.NewScheme()
 	_ = kubernetes.AddToScheme(scheme)
 	_ = istio.AddToScheme(scheme)
@@ -69,15 +81,14 @@ func (m *meshInMotion) apply(documents string) {
 	for _, doc := range strings.Split(documents, "\n---\n") {
 		json, err := yaml.YAMLToJSON([]byte(doc))
 		if err != nil {
-			m.t.Fatal(err)
+			t.Fatal(err)
 		}
 		o, _, err := decoder.Decode(json, nil, nil)
 		if err != nil {
-			m.t.Fatal(err)
+			t.Fatal(err)
 		}
-		m.store.Apply(mesh.Object{Object: o})
+		store.Apply(mesh.Object{Object: o})
 	}
-	m.next()
 }
 
 func (m *meshInMotion) next() { m.world = NewWorld(m.store.Snapshot(), m.world) }
