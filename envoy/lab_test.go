@@ -317,7 +317,7 @@ func (l *lab) run(where place, dir, node, protocol, server string) *envoyProcess
 node: {id: "` + node + `", cluster: lab}
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 15000}}}
 dynamic_resources:
-  ads_config: {api_type: ` + protocol + `, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds}}]}
+  ads_config: {api_type: ` + protocol + `, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds, retry_policy: {retry_back_off: {base_interval: 0.1s, max_interval: 0.5s}}}}]}
   lds_config: {ads: {}, resource_api_version: V3}
   cds_config: {ads: {}, resource_api_version: V3}
 static_resources:

@@ -309,7 +309,6 @@ func TestWhileTheControlPlaneIsAway(t *testing.T) {
 		return got, time.Since(begin)
 	}
 	got, took := ask("shop.example")
-	t.Logf("%s after %s", got, took)
 	if !strings.HasPrefix(got, "504") || took < holdAtMost-time.Second {
 		t.Errorf("a host never used before: %s after %s, want 504 after %s", got, took, holdAtMost)
 	}
@@ -327,5 +326,24 @@ func TestWhileTheControlPlaneIsAway(t *testing.T) {
 			return fmt.Errorf("%s", got)
 		}
 		return nil
+	})
+}
+
+// istioctl proxy-config routes, Kiali and weft read the virtual hosts of a sidecar from its own admin page.
+func TestVirtualHostsOfTheirOwnAreShownInTheirTable(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, w *web) {
+		w.with("")
+		if got := w.visit("/"); !strings.HasPrefix(got, "200") {
+			t.Fatal(got)
+		}
+		page := w.l.pod.get("http://127.0.0.1:15000/config_dump?resource=dynamic_route_configs&name_regex=80")
+		for _, want := range []string{"80/web.default.svc.cluster.local", `"web.default.svc"`, "outbound|80||web.default.svc.cluster.local"} {
+			if !strings.Contains(page, want) {
+				t.Errorf("the route dump does not show %s:\n%.2000s", want, page)
+			}
+		}
+		if unasked := strings.Contains(w.l.pod.get("http://127.0.0.1:15000/clusters"), "outbound|3306||web"); unasked != (w.how != onDemand) {
+			t.Errorf("clusters that nobody has asked for are there: %t", unasked)
+		}
 	})
 }
