@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/weft-mesh/weft/cni/node"
+	"github.com/weft-mesh/weft/e2e/kit"
 	"github.com/weft-mesh/weft/redirect"
 )
 
@@ -60,7 +61,7 @@ func TestTheTaintFollowsTheChainAndNoOtherTaintIsTouched(t *testing.T) {
 	go func() { defer close(done); taint.follow(ctx, problems) }()
 	await := func(want ...string) {
 		t.Helper()
-		within(t, 10*time.Second, func() string {
+		kit.Within(t, 10*time.Second, func() string {
 			if got := taintsOf(t, c); !slices.Equal(got, want) {
 				return strings.Join(got, " ")
 			}
@@ -114,7 +115,7 @@ func TestPodsOfThisNodeAreFoundByNameAndUID(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); w.informer.RunWithContext(ctx) }()
 	defer func() { stop(); <-done }()
-	within(t, 10*time.Second, func() string {
+	kit.Within(t, 10*time.Second, func() string {
 		if !w.informer.HasSynced() {
 			return "not synced"
 		}

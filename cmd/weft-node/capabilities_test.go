@@ -81,7 +81,7 @@ func TestTheAgentNeedsTwoCapabilitiesAndNoPrivilege(t *testing.T) {
 		}
 	}()
 	readiness(t, o, http.StatusOK)
-	within(t, 20*time.Second, func() string {
+	kit.Within(t, 20*time.Second, func() string {
 		b, err := redirect.Open(redirect.Auto)
 		if err != nil {
 			return err.Error()

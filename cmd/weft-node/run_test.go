@@ -22,20 +22,6 @@ import (
 
 const primary = "{\"name\":\"pods\", \"cniVersion\":\"1.0.0\",\n \"plugins\":[ {\"type\":\"ptp\"} ]}\n"
 
-// within waits for a condition.
-func within(t testing.TB, limit time.Duration, problem func() string) {
-	t.Helper()
-	for start := time.Now(); ; time.Sleep(2 * time.Millisecond) {
-		p := problem()
-		if p == "" {
-			return
-		}
-		if time.Since(start) > limit {
-			t.Fatalf("after %s: %s", limit, p)
-		}
-	}
-}
-
 func flags(t *testing.T, runtime string) options {
 	t.Helper()
 	kit.Root(t)
@@ -90,7 +76,7 @@ func get(o options, path string) (status int, body string) {
 // readiness waits for /readyz to have this status and gives what it says.
 func readiness(t *testing.T, o options, want int) (body string) {
 	t.Helper()
-	within(t, 20*time.Second, func() string {
+	kit.Within(t, 20*time.Second, func() string {
 		var status int
 		if status, body = get(o, "/readyz"); status != want {
 			return fmt.Sprintf("/readyz: %d %s", status, body)
@@ -121,7 +107,7 @@ func TestAnAgentComesRepairsAndGoesWithoutATrace(t *testing.T) {
 	if body := readiness(t, o, http.StatusServiceUnavailable); !strings.Contains(body, "network") {
 		t.Errorf("not ready without saying why: %s", body)
 	}
-	within(t, 20*time.Second, rules)
+	kit.Within(t, 20*time.Second, rules)
 	if err := os.WriteFile(path, []byte(primary), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +164,7 @@ func TestANodeThatCanHoldFewSidecarsIsReadyAndSaysSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer start(t, o)()
-	within(t, 20*time.Second, func() string {
+	kit.Within(t, 20*time.Second, func() string {
 		if status, body := get(o, "/readyz"); status != http.StatusOK || !strings.Contains(body, "warning: the node allows 65536 inotify instances") || !strings.Contains(body, "--inotify-dir") {
 			return fmt.Sprint(status, body)
 		}

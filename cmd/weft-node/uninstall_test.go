@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/weft-mesh/weft/e2e/kit"
 )
 
 func TestUninstallationKeepsTryingAndSaysWhenItIsDone(t *testing.T) {
@@ -35,7 +37,7 @@ func TestUninstallationKeepsTryingAndSaysWhenItIsDone(t *testing.T) {
 	if body := readiness(t, o, http.StatusServiceUnavailable); body == "" {
 		t.Error("it does not say why it is not ready")
 	}
-	within(t, 20e9, func() string {
+	kit.Within(t, 20e9, func() string {
 		if _, body := get(o, "/readyz"); !strings.Contains(body, "undo binary of weft-cni") {
 			return body
 		}

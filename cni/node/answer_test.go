@@ -72,7 +72,7 @@ func serve(t *testing.T, p Pods) (socket string) {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	within(t, 10*time.Second, func() string {
+	kit.Within(t, 10*time.Second, func() string {
 		if _, err := os.Stat(a.Socket); err != nil {
 			return err.Error()
 		}

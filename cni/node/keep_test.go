@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/weft-mesh/weft/e2e/kit"
 )
 
 // keep runs Keep until the test ends.
@@ -44,25 +46,9 @@ func (m machine) chained() (name, problem string) {
 	return c.network.name, l.entryProblem(m.Plugin.JSON())
 }
 
-// within waits for the condition and gives the time that it took.
-func within(t testing.TB, limit time.Duration, problem func() string) time.Duration {
-	t.Helper()
-	start := time.Now()
-	for {
-		p := problem()
-		if p == "" {
-			return time.Since(start)
-		}
-		if time.Since(start) > limit {
-			t.Fatalf("after %s: %s", limit, p)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 func (m machine) awaitChain() time.Duration {
 	m.t.Helper()
-	return within(m.t, 20*time.Second, func() string { _, p := m.chained(); return p })
+	return kit.Within(m.t, 20*time.Second, func() string { _, p := m.chained(); return p })
 }
 
 // reader reads the directory all the time, as a runtime does, and fails the test should it ever see something that cannot be used.
@@ -156,7 +142,7 @@ func TestAWriterInPlaceIsNeverOverwritten(t *testing.T) {
 		}
 		f.Close()
 		want := fmt.Sprintf(`"mtu":%d}`, i)
-		within(t, 20*time.Second, func() string {
+		kit.Within(t, 20*time.Second, func() string {
 			_, problem := m.chained()
 			if text, err := os.ReadFile(m.conf("10-n.conflist")); problem == "" && (err != nil || !strings.Contains(string(text), want)) {
 				return fmt.Sprintf("the writer's content %s is lost: %s %v", want, text, err)
@@ -214,12 +200,12 @@ func TestABinaryThatSomebodyRemovesComesBack(t *testing.T) {
 		}
 		return ""
 	}
-	within(t, 10*time.Second, there)
+	kit.Within(t, 10*time.Second, there)
 	for range 3 {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("back after %s", within(t, 10*time.Second, there))
+		t.Logf("back after %s", kit.Within(t, 10*time.Second, there))
 	}
 }
 

@@ -89,7 +89,7 @@ func TestPodsThatStartWhileThePrimaryRewritesItsFileAreAllRedirected(t *testing.
 		list = append(list, s)
 		h.runtime.set(nil, list...)
 		notify(h.look)
-		took = append(took, within(t, 20*time.Second, func() string {
+		took = append(took, kit.Within(t, 20*time.Second, func() string {
 			if d := differs(t, ns, redirect.Default()); len(d) > 0 {
 				return d[0]
 			}

@@ -106,7 +106,7 @@ func (h *healer) repairs() []Repair {
 // awaitRepairs waits until so many repairs were told.
 func (h *healer) awaitRepairs(count int) []Repair {
 	h.t.Helper()
-	within(h.t, 20*time.Second, func() string {
+	kit.Within(h.t, 20*time.Second, func() string {
 		if got := len(h.repairs()); got < count {
 			return fmt.Sprintf("%d repairs, want %d", got, count)
 		}
@@ -240,7 +240,7 @@ func TestRulesThatWentWithTheirPodAreNotRepairedNorTold(t *testing.T) {
 	h.runtime.ends(s.ID, true)
 	asked := h.runtime.questions()
 	remove(t, ns)
-	within(t, 30*time.Second, func() string { // it saw what DEL did, and saw it again in later passes
+	kit.Within(t, 30*time.Second, func() string { // it saw what DEL did, and saw it again in later passes
 		if n := h.runtime.questions() - asked; n < 3 {
 			return fmt.Sprintf("it asked the runtime %d times", n)
 		}
@@ -328,7 +328,7 @@ func TestWhatCannotBeRepairedIsSaidOnce(t *testing.T) {
 	h.runtime.ends("e", true)
 	h.run()
 	told := h.awaitRepairs(2)
-	within(t, 20*time.Second, func() string { // a second attempt
+	kit.Within(t, 20*time.Second, func() string { // a second attempt
 		if value(t, h.Metrics.repairs.WithLabelValues(ReasonStart, "failed")) < 4 {
 			return "no second attempt"
 		}
@@ -359,7 +359,7 @@ func TestAnAgentThatCannotAskTheRuntimeLooksAfterThePodsItKnows(t *testing.T) {
 	h.run()
 	h.awaitRepairs(1)
 	h.runtime.set(errors.New("connection refused"))
-	within(t, 20*time.Second, func() string {
+	kit.Within(t, 20*time.Second, func() string {
 		if value(t, h.Metrics.listErrs) == 0 {
 			return "the runtime was not asked"
 		}
@@ -369,7 +369,7 @@ func TestAnAgentThatCannotAskTheRuntimeLooksAfterThePodsItKnows(t *testing.T) {
 	h.awaitRepairs(2)
 	// The runtime is back, the pod gone: its namespace is let go.
 	h.runtime.set(nil)
-	within(t, 20*time.Second, func() string {
+	kit.Within(t, 20*time.Second, func() string {
 		if got := value(t, h.Metrics.sandboxes); got != 0 {
 			return fmt.Sprintf("%v sandboxes", got)
 		}

@@ -160,15 +160,7 @@ func (c *cluster) apply(manifests []byte) {
 // within waits for a condition, and gives the time that it took.
 func (c *cluster) within(limit time.Duration, problem func() string) time.Duration {
 	c.t.Helper()
-	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		p := problem()
-		if p == "" {
-			return time.Since(start)
-		}
-		if time.Since(start) > limit {
-			c.t.Fatalf("after %s: %s", limit, p)
-		}
-	}
+	return kit.Within(c.t, limit, problem)
 }
 
 // conf is the runtime's directory of network configurations: name to content.
