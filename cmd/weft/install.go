@@ -90,6 +90,7 @@ func (a *applyFlags) run(cmd *cobra.Command, to *install.Cluster, plan *install.
 			return err
 		}
 	}
+	defer announceInterrupt(cmd)()
 	show := newTicks(cmd.OutOrStdout())
 	began := time.Now()
 	got, err := to.Install(cmd.Context(), plan, install.Options{

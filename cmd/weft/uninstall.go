@@ -58,6 +58,7 @@ one. Your mesh objects (VirtualServices and so on) stay, unless you say --purge.
 					return err
 				}
 			}
+			defer announceInterrupt(cmd)()
 			show := newTicks(out)
 			show.done, show.failed = "removed", "not removed"
 			err = to.Uninstall(cmd.Context(), removal, install.UninstallOptions{Force: operator.force, Timeout: timeout, Progress: show})

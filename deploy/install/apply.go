@@ -35,37 +35,47 @@ type Result struct {
 }
 
 // Install brings the cluster to the plan. It may be repeated at any time, and goes on where an earlier one stopped: each release is
-// brought to what it should be. When ctx ends, the release being written is finished, and nothing more is begun.
+// brought to what it should be. When ctx ends, the release being written is finished, nothing more is begun, and the error, an
+// [ErrInterrupted], says how far it came.
 func (c *Cluster) Install(ctx context.Context, p *Plan, o Options) (*Result, error) {
 	if o.Progress == nil {
 		o.Progress = Silent{}
 	}
+	out := &Result{}
+	err := c.install(ctx, p, o, out)
+	if err != nil && ctx.Err() != nil {
+		return out, interrupted(p, out)
+	}
+	return out, err
+}
+
+func (c *Cluster) install(ctx context.Context, p *Plan, o Options, out *Result) error {
 	if err := c.Reachable(); err != nil {
-		return nil, err
+		return err
 	}
 	beside, err := c.settle(ctx, p, o)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := beside.refuse(); err != nil && !o.Force {
-		return nil, err
+		return err
 	}
 	for _, ns := range p.namespaces() {
 		if err := c.ensureNamespace(ctx, ns, p, o); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	out := &Result{Kept: beside.stays(p)}
+	out.Kept = beside.stays(p)
 	// Base first: it has the kinds. Control plane and node agent then come up side by side. Gateways last: they are injected.
 	for _, stage := range [][]string{{Base}, {Pilot, CNI}, {Ingress, Egress}} {
 		if err := c.stage(ctx, p, stage, o, out); err != nil {
-			return out, err
+			return err
 		}
 	}
 	if o.DryRun {
-		return out, nil
+		return nil
 	}
-	return out, c.record(ctx, p)
+	return c.record(ctx, p)
 }
 
 // namespaces that the releases go to, the control plane's first.
@@ -134,7 +144,7 @@ func (c *Cluster) stage(ctx context.Context, p *Plan, components []string, o Opt
 				continue
 			}
 			if err := ctx.Err(); err != nil {
-				return interrupted(err)
+				return err
 			}
 			o.Progress.Begin(component, "writing Helm release "+r.Name)
 			rel, err := c.apply(ctx, r, o)
@@ -188,14 +198,27 @@ func (c *Cluster) stage(ctx context.Context, p *Plan, components []string, o Opt
 			return nil
 		})
 	}
-	err := group.Wait()
-	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
-		return interrupted(ctx.Err())
-	}
-	return err
+	return group.Wait()
 }
 
-// ErrInterrupted is returned when the user stopped an installation.
-var ErrInterrupted = errors.New("interrupted: what was written stays; run the same command again to go on")
+// ErrInterrupted is returned when the user stopped an installation or an uninstallation.
+var ErrInterrupted = errors.New("interrupted")
 
-func interrupted(err error) error { return fmt.Errorf("%w (%w)", ErrInterrupted, err) }
+// interrupted says how far an installation came.
+func interrupted(p *Plan, out *Result) error {
+	var done, open []string
+	for i, r := range p.Releases {
+		if i < len(out.Releases) {
+			done = append(done, r.Name)
+		} else {
+			open = append(open, r.Name)
+		}
+	}
+	switch {
+	case len(done) == 0:
+		return fmt.Errorf("%w: no Helm release was written; run the same command again to install", ErrInterrupted)
+	case len(open) == 0:
+		return fmt.Errorf("%w: all Helm releases are written, and not known to be ready: weft verify-install tells, and the same command again waits for them", ErrInterrupted)
+	}
+	return fmt.Errorf("%w: Helm releases %s are written, %s are not; nothing is half done. Run the same command again to go on", ErrInterrupted, strings.Join(done, ", "), strings.Join(open, ", "))
+}

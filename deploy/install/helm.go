@@ -154,22 +154,29 @@ func result(got any, r Release, err error) (*helm.Release, error) {
 	return rel, nil
 }
 
-// takeOver returns the newest version of a release, once nobody works on it. One that was left pending by a program that is
+// takeOver returns the newest version of a release, once nobody works on it. One that was left in the middle by a program that is
 // gone is marked as failed, so that Helm goes on from there.
 func (c *Cluster) takeOver(ctx context.Context, cfg *action.Configuration, name string, o Options) (*helm.Release, error) {
 	for said := false; ; {
 		rel, err := last(cfg, name)
-		if err != nil || rel == nil || !rel.Info.Status.IsPending() || o.DryRun {
+		if err != nil || rel == nil || o.DryRun {
 			return rel, err
 		}
-		age := time.Since(rel.Info.LastDeployed)
+		since := rel.Info.LastDeployed
+		switch {
+		case rel.Info.Status == common.StatusUninstalling:
+			since = rel.Info.Deleted
+		case !rel.Info.Status.IsPending():
+			return rel, nil
+		}
+		age := time.Since(since)
 		if age > abandoned {
 			rel.SetStatus(common.StatusFailed, "interrupted; weft goes on")
 			return rel, cfg.Releases.Update(rel)
 		}
 		if !said {
 			said = true
-			o.Progress.Note(fmt.Sprintf("Helm release %s is being changed since %s by somebody else; waiting until that is done, at most %s", name, rel.Info.LastDeployed.Format(time.TimeOnly), (abandoned - age).Round(time.Second)))
+			o.Progress.Note(fmt.Sprintf("Helm release %s is %s since %s: somebody else is at it, or was killed in the middle; waiting for them, at most %s", name, rel.Info.Status, since.Format(time.TimeOnly), (abandoned - age).Round(time.Second)))
 		}
 		if err := pause(ctx, time.Second); err != nil {
 			return nil, err

@@ -76,7 +76,9 @@ func (c *Cluster) PlanRemoval(ctx context.Context, namespace, revision string, p
 			}
 		}
 	}
-	if !purge && !slices.ContainsFunc(r.releases, func(rel *helm.Release) bool { return rel.Chart.Metadata.Name == "istiod" }) {
+	// Without any control plane, what an interrupted uninstallation left still goes.
+	left := len(others) == 0 && len(r.releases) > 0
+	if !purge && !left && !slices.ContainsFunc(r.releases, func(rel *helm.Release) bool { return rel.Chart.Metadata.Name == "istiod" }) {
 		have := "weft is not installed there"
 		if len(others) > 0 {
 			have = "there is revision " + strings.Join(sortedNames(others), ", ")
@@ -195,11 +197,20 @@ type UninstallOptions struct {
 	Progress Progress
 }
 
-// Uninstall takes away what a removal names. It may be repeated: what is gone already is passed over.
+// Uninstall takes away what a removal names. It may be repeated: what is gone already is passed over. When ctx ends, the release
+// being removed is finished, and nothing more is begun; the error is an [ErrInterrupted].
 func (c *Cluster) Uninstall(ctx context.Context, r *Removal, o UninstallOptions) error {
 	if o.Progress == nil {
 		o.Progress = Silent{}
 	}
+	err := c.uninstall(ctx, r, o)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: from now on no new pod gets a sidecar, and some of the mesh is still there; run weft uninstall again to go on, or weft install to have it back", ErrInterrupted)
+	}
+	return err
+}
+
+func (c *Cluster) uninstall(ctx context.Context, r *Removal, o UninstallOptions) error {
 	// Webhooks before all else, whoever has them by now: with failurePolicy Fail, nothing of the mesh could be created once weftd is gone.
 	for _, name := range r.Webhooks {
 		if err := ignoreMissing(c.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(ctx, name, metav1.DeleteOptions{})); err != nil {
@@ -213,7 +224,7 @@ func (c *Cluster) Uninstall(ctx context.Context, r *Removal, o UninstallOptions)
 	}
 	for _, rel := range r.releases {
 		if err := ctx.Err(); err != nil {
-			return interrupted(err)
+			return err
 		}
 		name := "Helm release " + rel.Name
 		began := time.Now()
@@ -312,7 +323,7 @@ func (c *Cluster) undoNodes(ctx context.Context, rel *helm.Release, o UninstallO
 		o.Progress.Done(component, time.Since(began))
 		return nil
 	case errors.Is(ctx.Err(), context.Canceled):
-		return interrupted(ctx.Err())
+		return err
 	case o.Force:
 		o.Progress.Note("some nodes keep the CNI plugin and its entry, which let pods without the mesh's annotation pass: " + err.Error())
 		return nil
