@@ -29,9 +29,12 @@ type wait struct {
 }
 
 const (
-	// How often the proxy is asked: closely at first, when a few milliseconds are all that is missing, less and less later.
+	// How often the proxy is asked: closely at first, when a few milliseconds are all that is missing (Envoy needs some 100 from its
+	// start), less and less later.
 	shortestPause = 2 * time.Millisecond
 	longestPause  = 50 * time.Millisecond
+	// patiently is how much of the time that has passed may be added to it by a pause.
+	patiently = 50
 	// patience with one answer.
 	patience = time.Second
 )
@@ -57,7 +60,7 @@ func (w wait) run() error {
 			status, err = s, e
 		}
 		passed := time.Since(began)
-		pause := min(max(passed/20, shortestPause), longestPause)
+		pause := min(max(passed/patiently, shortestPause), longestPause)
 		if passed+pause >= w.For {
 			return fmt.Errorf("the proxy is not ready after %v, so nothing else of this pod is started: %s", w.For, w.why(status, err))
 		}
