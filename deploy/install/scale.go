@@ -6,6 +6,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // scaleUp brings Deployments to the least number that their autoscaler allows. It would do so itself, but looks only every 15 s;
@@ -34,8 +35,9 @@ func (c *Cluster) scaleUp(ctx context.Context, manifest, namespace string) error
 		if scale.Spec.Replicas >= least {
 			continue
 		}
-		scale.Spec.Replicas = least
-		if _, err := api.UpdateScale(ctx, name, scale, metav1.UpdateOptions{FieldManager: "weft"}); err != nil && !apierrors.IsConflict(err) { // the autoscaler was quicker
+		// A patch: an update would conflict with whatever the Deployment's controller has just noted in it.
+		patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, least)
+		if _, err := api.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "weft"}, "scale"); err != nil {
 			return fmt.Errorf("scale Deployment %s/%s to %d: %w", o.Namespace, name, least, err)
 		}
 	}
