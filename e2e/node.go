@@ -14,7 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// ErrElsewhere is returned for pods whose processes this machine does not see: the node is another machine.
+// ErrElsewhere is returned for pods whose processes this machine does not see: the node is another machine, or they have ended.
 var ErrElsewhere = errors.New("no process of the pod is visible on this machine")
 
 // Pods returns the pods of a namespace, or of all with "", that a selector matches.
@@ -52,7 +52,7 @@ func (c *Cluster) NetNS(pod *corev1.Pod) (string, error) {
 			return found[0], nil
 		}
 	}
-	return "", fmt.Errorf("pod %s/%s has no network namespace under %s", pod.Namespace, pod.Name, c.Sandbox)
+	return "", fmt.Errorf("pod %s/%s has no network namespace under %s: %w", pod.Namespace, pod.Name, c.Sandbox, ErrElsewhere)
 }
 
 // Processes returns the PIDs of a pod's processes that run a program; of all of them when

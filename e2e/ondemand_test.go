@@ -246,12 +246,9 @@ func TestAppThatAsksForTenThousandHosts(t *testing.T) {
 		t.Fatalf("before: %+v", r)
 	}
 	rs := ns.Call(fromClient, ns.to(outside, "-n", "10000", "-c", "16", "-lean", "http://scan-{n}.example.com/")...)
-	for _, r := range rs {
-		if r.Error != "" || r.Status != 200 && r.Status != 404 {
-			t.Fatalf("%+v; all: %v", r, rs.Statuses())
-		}
+	if got := rs.Versions(); got["outside"] != 10000 {
+		t.Errorf("hosts that nobody has, passed through: %v, %v", rs.Statuses(), rs.Failures())
 	}
-	t.Logf("answers: %v", rs.Statuses())
 	for from, url := range map[string]string{fromClient: "http://echo/", neighbour.Deployment(): "http://new-to-neighbour/"} {
 		if r := ns.Call(from, url)[0]; r.Status != 200 {
 			t.Errorf("%s from %s afterwards: %+v", url, from, r)
