@@ -105,7 +105,7 @@ func kinds(c mesh.ChangeSet) map[string]bool {
 	out := make(map[string]bool)
 	for k := range c.All() {
 		switch k.Kind {
-		case mesh.KindEndpoints:
+		case mesh.KindEndpoints, "EndpointSlice":
 			out["endpoint"] = true
 		case "Service":
 			out["service"] = true
