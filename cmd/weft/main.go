@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	_ "github.com/weft-mesh/weft/cmd/weft/brief"
 	"github.com/weft-mesh/weft/sandbox/pod"
 )
 
