@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -159,6 +160,26 @@ func TestNoRequestFailsUnderChange(t *testing.T) {
 		}
 		steady(ns, func(round int) { ns.Apply(virtualService("echo", rules[round%len(rules)])) })
 		ns.Kubectl("delete", "virtualservice", "echo")
+	})
+	t.Run("policies change", func(t *testing.T) {
+		ns := in(t)
+		balancers := []string{"ROUND_ROBIN", "LEAST_REQUEST", "RANDOM"}
+		modes := []string{"STRICT", "PERMISSIVE"}
+		steady(ns, func(round int) {
+			ns.Apply(subsets("echo", nil, fmt.Sprintf("  trafficPolicy: {loadBalancer: {simple: %s}}\n", balancers[round%len(balancers)])))
+			ns.Apply(strings.Replace(strict, "STRICT", modes[round%len(modes)], 1))
+		})
+		ns.Kubectl("delete", "destinationrule", "echo")
+		ns.Kubectl("delete", "peerauthentication", "--all")
+	})
+	t.Run("a port gets another name", func(t *testing.T) {
+		ns := in(t)
+		service := App{Name: "echo"}.service()
+		names := []string{"http-web", "http"}
+		steady(ns, func(round int) {
+			ns.Apply(strings.Replace(service, "name: http,", "name: "+names[round%len(names)]+",", 1))
+		})
+		ns.Apply(service)
 	})
 	t.Run("another service is deleted and made again", func(t *testing.T) {
 		ns := in(t)
