@@ -58,16 +58,23 @@ type outboundParts struct {
 }
 
 func (w *World) buildOutbound(v *view, old *scope) (*Set, any) {
-	parts := &outboundParts{config: v.snap.Mesh(), index: v.index, ports: map[uint16]*sharedPort{}}
-	for svc := range v.snap.Services(v.client.namespace) {
-		b := w.bundle(v, svc)
-		parts.bundles = append(parts.bundles, b)
-		v.uses |= b.uses
-		v.problems = append(v.problems, b.problems...)
-	}
+	parts := &outboundParts{config: v.snap.Mesh(), index: v.index}
 	former, _ := old.parts.(*outboundParts)
 	if former == nil {
 		former = &outboundParts{}
+	}
+	parts.bundles = make([]*bundle, 0, len(former.bundles)+1)
+	for svc := range v.snap.Services(v.client.namespace) {
+		var b *bundle
+		if i := len(parts.bundles); i < len(former.bundles) && former.bundles[i].svc == svc && former.bundles[i].holds(v, w.generation) {
+			b = former.bundles[i] // the class of clients is the same, so this is what the pool would give
+			b.used.Store(w.generation)
+		} else {
+			b = w.bundle(v, svc)
+		}
+		parts.bundles = append(parts.bundles, b)
+		v.uses |= b.uses
+		v.problems = append(v.problems, b.problems...)
 	}
 	parts.strangers = strangersOf(v, parts, former.strangers)
 	v.uses |= parts.strangers.uses
@@ -75,7 +82,11 @@ func (w *World) buildOutbound(v *view, old *scope) (*Set, any) {
 	if old.set != nil && former.config == parts.config && former.strangers == parts.strangers && slices.Equal(former.bundles, parts.bundles) {
 		return old.set, former
 	}
+	if set := w.patched(v, old.set, former, parts); set != nil {
+		return set, parts
+	}
 
+	parts.ports, parts.beside = map[uint16]*sharedPort{}, nil
 	resources := []*Resource{virtualOutbound(parts.config), blackHole(parts.config), passthrough(parts.config)}
 	w.pool.intern(resources)
 	for _, b := range parts.bundles {
@@ -143,12 +154,19 @@ type strangers struct {
 
 // strangersOf gives such hosts port 80, as Istio does. former, which may be nil, is kept when nothing changed.
 func strangersOf(v *view, parts *outboundParts, former *strangers) *strangers {
-	names := make([]string, len(parts.bundles))
-	for i, b := range parts.bundles {
-		names[i] = b.svc.Host
-	}
-	if former != nil && former.index == v.index && slices.Equal(former.names, names) && v.holds(former.reads) {
+	sameHost := func(name string, b *bundle) bool { return name == b.svc.Host }
+	same := former != nil && slices.EqualFunc(former.names, parts.bundles, sameHost)
+	if same && former.index == v.index && v.holds(former.reads) {
 		return former
+	}
+	var names []string
+	if same {
+		names = former.names
+	} else {
+		names = make([]string, len(parts.bundles))
+		for i, b := range parts.bundles {
+			names[i] = b.svc.Host
+		}
 	}
 	f := v.fork()
 	out := &strangers{names: names, index: v.index}
