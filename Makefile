@@ -43,7 +43,7 @@ lint: ## gofmt, vet, staticcheck
 	go tool staticcheck ./...
 
 bench: build tools ## what things cost, beside the goals
-	go test -run '^$$' -bench . -benchmem ./bench/...
+	go test -run '^$$' -bench . -benchmem ./bench/... ./xds
 
 golden: ## rewrite the goldens under testdata/ from what the code does now
 	go test ./redirect ./webhook ./envoy/... ./deploy -update
