@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 	meshconfig "istio.io/api/mesh/v1alpha1"
-	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/webhook"
 )
@@ -94,8 +92,8 @@ The exit status is 1 when the webhook would deny one of them.`,
 	files.register(cmd)
 	f.StringVarP(&namespace, "namespace", "n", "default", "namespace of objects that name none")
 	f.StringToStringVar(&nsLabels, "namespace-label", nil, "labels of namespaces that are not in the files, as KEY=VALUE; may be repeated")
-	f.StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	settings.add(cmd)
+	addOutput(cmd, &output, "table", "table", "json", "yaml")
 	return cmd
 }
 
@@ -135,24 +133,8 @@ func check(in *webhook.Injector, config *meshconfig.MeshConfig, m *webhook.Manif
 }
 
 func printChecks(out io.Writer, format string, rows []checkedPod) error {
-	switch format {
-	case "json":
-		b, err := json.MarshalIndent(rows, "", "  ")
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintln(out, string(b))
-		return err
-	case "yaml":
-		b, err := yaml.Marshal(rows)
-		if err != nil {
-			return err
-		}
-		_, err = out.Write(b)
-		return err
-	case "table", "":
-	default:
-		return fmt.Errorf("check-inject: -o %s: want table, json or yaml", format)
+	if format != "table" {
+		return printData(out, format, rows)
 	}
 	t := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "NAMESPACE\tWORKLOAD\tREVISION\tINJECTED\tREASON")

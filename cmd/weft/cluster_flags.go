@@ -39,6 +39,17 @@ func (c *clusterFlags) namespace() string {
 
 func (c *clusterFlags) connect() (*install.Cluster, error) { return install.Connect(c.target) }
 
+// with runs a verb with the cluster that the flags mean.
+func (c *clusterFlags) with(run func(cmd *cobra.Command, to *install.Cluster, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		to, err := c.connect()
+		if err != nil {
+			return err
+		}
+		return run(cmd, to, args)
+	}
+}
+
 // contexts completes --context.
 func (c *clusterFlags) contexts(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
@@ -127,22 +138,42 @@ func completeSet(*cobra.Command, []string, string) ([]string, cobra.ShellCompDir
 	return install.SetCompletions(), cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
 }
 
-// revisions completes --revision with those of the cluster.
+// revisions completes --revision with those of the cluster, and their tags.
 func (c *clusterFlags) revisions(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return c.complete(cmd, func(ctx context.Context, to *install.Cluster) (names []string, err error) {
+		all, err := to.Revisions(ctx, "")
+		for _, r := range all {
+			names = append(append(names, r.Revision), r.Tags...)
+		}
+		return names, err
+	})
+}
+
+// tags completes the first argument with the cluster's tags.
+func (c *clusterFlags) tags(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.complete(cmd, func(ctx context.Context, to *install.Cluster) (names []string, err error) {
+		all, err := to.Tags(ctx)
+		for _, t := range all {
+			names = append(names, t.Tag)
+		}
+		return names, err
+	})
+}
+
+// complete asks a cluster for names; one that does not answer at once offers none.
+func (c *clusterFlags) complete(cmd *cobra.Command, ask func(context.Context, *install.Cluster) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	to, err := c.connect()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
 	defer cancel()
-	all, err := to.Revisions(ctx, "")
+	names, err := ask(ctx, to)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	var out []string
-	for _, r := range all {
-		out = append(out, r.Revision)
-		out = append(out, r.Tags...)
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp
+	return names, cobra.ShellCompDirectiveNoFileComp
 }

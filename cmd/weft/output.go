@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
@@ -36,6 +37,23 @@ func printData(out io.Writer, format string, v any) error {
 		_, err = out.Write(b)
 	}
 	return err
+}
+
+// printList writes values for machines, or as a table of tab-separated rows. Where there are none it says so.
+func printList[T any](out io.Writer, format string, all []T, none, header string, row func(T) string) error {
+	if format != "table" {
+		return printData(out, format, append([]T{}, all...)) // no null for none
+	}
+	if len(all) == 0 {
+		_, err := fmt.Fprintln(out, none)
+		return err
+	}
+	t := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, header)
+	for _, v := range all {
+		fmt.Fprintln(t, row(v))
+	}
+	return t.Flush()
 }
 
 // orList gives "table, json or yaml"; the empty format, a verb's own, is left out.

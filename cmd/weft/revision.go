@@ -32,33 +32,19 @@ func newRevisionList() *cobra.Command {
 		Short:   "List the control planes, Istio's too",
 		Example: "  weft revision list\n  weft revision list -o json",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			to, err := cluster.connect()
-			if err != nil {
-				return err
-			}
+		RunE: cluster.with(func(cmd *cobra.Command, to *install.Cluster, _ []string) error {
 			all, err := to.Revisions(cmd.Context(), cluster.istioNamespace)
 			if err != nil {
 				return err
 			}
-			out := cmd.OutOrStdout()
-			if output != "table" {
-				if all == nil {
-					all = []install.Revision{}
+			return printList(cmd.OutOrStdout(), output, all, "No control plane is installed; weft install does that.", "REVISION\tTAG\tNAMESPACE\tVERSION\tREADY\tPROXIES\tPROFILE", func(r install.Revision) string {
+				version := r.Version
+				if r.Foreign {
+					version += " (another mesh)"
 				}
-				return printData(out, output, all)
-			}
-			if len(all) == 0 {
-				fmt.Fprintln(out, "No control plane is installed; weft install does that.")
-				return nil
-			}
-			t := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-			fmt.Fprintln(t, "REVISION\tTAG\tNAMESPACE\tVERSION\tREADY\tPROXIES\tPROFILE")
-			for _, r := range all {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", r.Revision, orNone(strings.Join(r.Tags, ",")), r.Namespace, r.Version, r.Ready, r.Proxies, orNone(r.Profile))
-			}
-			return t.Flush()
-		},
+				return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%d\t%s", r.Revision, orNone(strings.Join(r.Tags, ",")), r.Namespace, version, r.Ready, r.Proxies, orNone(r.Profile))
+			})
+		}),
 	}
 	cluster.add(cmd)
 	addOutput(cmd, &output, "table", "table", "json", "yaml")
@@ -73,11 +59,7 @@ func newRevisionDescribe() *cobra.Command {
 		Short:   "Say what belongs to a control plane: webhooks, tags, namespaces, gateways",
 		Example: "  weft revision describe default",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			to, err := cluster.connect()
-			if err != nil {
-				return err
-			}
+		RunE: cluster.with(func(cmd *cobra.Command, to *install.Cluster, args []string) error {
 			all, err := to.Revisions(cmd.Context(), cluster.istioNamespace)
 			if err != nil {
 				return err
@@ -94,7 +76,7 @@ func newRevisionDescribe() *cobra.Command {
 				return describeRevision(cmd.OutOrStdout(), r)
 			}
 			return fmt.Errorf("there is no revision %q: there is %s", args[0], orNone(strings.Join(have, ", ")))
-		},
+		}),
 		ValidArgsFunction: cluster.revisions,
 	}
 	cluster.add(cmd)

@@ -3,10 +3,8 @@ package main
 import (
 	"fmt"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/deploy/install"
 )
@@ -32,15 +30,12 @@ func newTagSet() *cobra.Command {
 	var revision string
 	var overwrite, yes bool
 	cmd := &cobra.Command{
-		Use:     "set TAG --revision REVISION",
-		Short:   "Make a tag, or move it to another revision",
-		Example: "  weft tag set prod --revision 1-20\n  weft tag set default --revision 1-20 --overwrite",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			to, err := cluster.connect()
-			if err != nil {
-				return err
-			}
+		Use:               "set TAG --revision REVISION",
+		Short:             "Make a tag, or move it to another revision",
+		Example:           "  weft tag set prod --revision 1-20\n  weft tag set default --revision 1-20 --overwrite",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cluster.tags,
+		RunE: cluster.with(func(cmd *cobra.Command, to *install.Cluster, args []string) error {
 			hook, err := to.MakeTag(cmd.Context(), args[0], revision)
 			if err != nil {
 				return err
@@ -54,7 +49,7 @@ func newTagSet() *cobra.Command {
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "Tag %s means revision %s now. Namespaces with the label %s get it when their pods restart:\n  kubectl rollout restart deployment -n NAME\n", args[0], revision, label)
 			return nil
-		},
+		}),
 	}
 	cluster.add(cmd)
 	cmd.Flags().StringVarP(&revision, "revision", "r", "default", "`NAME` of the revision that the tag means")
@@ -72,11 +67,7 @@ func newTagGenerate() *cobra.Command {
 		Short:   "Print the webhook configuration of a tag, for GitOps",
 		Example: "  weft tag generate prod --revision 1-20 > tag-prod.yaml",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			to, err := cluster.connect()
-			if err != nil {
-				return err
-			}
+		RunE: cluster.with(func(cmd *cobra.Command, to *install.Cluster, args []string) error {
 			hook, err := to.MakeTag(cmd.Context(), args[0], revision)
 			if err != nil {
 				return err
@@ -84,15 +75,8 @@ func newTagGenerate() *cobra.Command {
 			for i := range hook.Webhooks {
 				hook.Webhooks[i].ClientConfig.CABundle = nil // the control plane writes it
 			}
-			if output == "json" {
-				return printData(cmd.OutOrStdout(), output, hook)
-			}
-			b, err := yaml.Marshal(hook)
-			if err == nil {
-				_, err = cmd.OutOrStdout().Write(b)
-			}
-			return err
-		},
+			return printData(cmd.OutOrStdout(), output, hook)
+		}),
 	}
 	cluster.add(cmd)
 	cmd.Flags().StringVarP(&revision, "revision", "r", "default", "`NAME` of the revision that the tag means")
@@ -110,33 +94,15 @@ func newTagList() *cobra.Command {
 		Short:   "List tags, the revisions they mean and the namespaces that use them",
 		Example: "  weft tag list\n  weft tag list -o json",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			to, err := cluster.connect()
-			if err != nil {
-				return err
-			}
+		RunE: cluster.with(func(cmd *cobra.Command, to *install.Cluster, _ []string) error {
 			tags, err := to.Tags(cmd.Context())
 			if err != nil {
 				return err
 			}
-			out := cmd.OutOrStdout()
-			if output != "table" {
-				if tags == nil {
-					tags = []install.Tag{}
-				}
-				return printData(out, output, tags)
-			}
-			if len(tags) == 0 {
-				fmt.Fprintln(out, "There are no tags; weft tag set makes one.")
-				return nil
-			}
-			t := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-			fmt.Fprintln(t, "TAG\tREVISION\tPROXIES\tNAMESPACES")
-			for _, tag := range tags {
-				fmt.Fprintf(t, "%s\t%s\t%d\t%s\n", tag.Tag, tag.Revision, tag.Proxies, strings.Join(tag.Namespaces, ","))
-			}
-			return t.Flush()
-		},
+			return printList(cmd.OutOrStdout(), output, tags, "There are no tags; weft tag set makes one.", "TAG\tREVISION\tPROXIES\tNAMESPACES", func(t install.Tag) string {
+				return fmt.Sprintf("%s\t%s\t%d\t%s", t.Tag, t.Revision, t.Proxies, strings.Join(t.Namespaces, ","))
+			})
+		}),
 	}
 	cluster.add(cmd)
 	addOutput(cmd, &output, "table", "table", "json", "yaml")
@@ -147,16 +113,13 @@ func newTagRemove() *cobra.Command {
 	var cluster clusterFlags
 	var yes bool
 	cmd := &cobra.Command{
-		Use:     "remove TAG",
-		Aliases: []string{"delete"},
-		Short:   "Remove a tag",
-		Example: "  weft tag remove prod",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			to, err := cluster.connect()
-			if err != nil {
-				return err
-			}
+		Use:               "remove TAG",
+		Aliases:           []string{"delete"},
+		Short:             "Remove a tag",
+		Example:           "  weft tag remove prod",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cluster.tags,
+		RunE: cluster.with(func(cmd *cobra.Command, to *install.Cluster, args []string) error {
 			tag, err := to.FindTag(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -174,7 +137,7 @@ func newTagRemove() *cobra.Command {
 				fmt.Fprintln(cmd.OutOrStdout(), "Run weft install again so that the default revision takes istio-injection=enabled back.")
 			}
 			return nil
-		},
+		}),
 	}
 	cluster.add(cmd)
 	cmd.Flags().BoolVarP(&yes, "skip-confirmation", "y", false, "do not ask")

@@ -25,13 +25,9 @@ The exit status is 1 when something is wrong; what somebody changed is a warning
 		Example: `  weft verify-install
   weft verify-install --revision 1-20 -o json`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			to, err := cluster.connect()
-			if err != nil {
-				return err
-			}
+		RunE: cluster.with(func(cmd *cobra.Command, to *install.Cluster, _ []string) error {
 			return verify(cmd.Context(), cmd.OutOrStdout(), to, cluster.namespace(), revision, output)
-		},
+		}),
 	}
 	cluster.add(cmd)
 	cmd.Flags().StringVarP(&revision, "revision", "r", "", "`NAME` of the control plane's revision")

@@ -274,7 +274,7 @@ func (c *Cluster) removeRelease(ctx context.Context, rel *helm.Release, limit ti
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, max(limit, requestTimeout))
 	defer cancel()
 	for _, o := range objects {
 		if o.Kind != "Deployment" && o.Kind != "DaemonSet" {
