@@ -23,33 +23,8 @@ const revisionLabel = "istio.io/rev"
 // wherever they refer to this control plane's Service, so that the API server trusts its webhook.
 func (c *Cluster) keepBundles(ctx context.Context, l Leadership) {
 	q := newQueue()
-	selector := labels.SelectorFromSet(labels.Set{revisionLabel: l.Revision}).String()
-	mutating, followMutating := cache.NewInformerWithOptions(cache.InformerOptions{
-		ObjectType: &admissionv1.MutatingWebhookConfiguration{}, Transform: lean,
-		Handler: handler(func(o metav1.Object) { q.Add("mutating/" + o.GetName()) }),
-		ListerWatcher: &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.LabelSelector = selector
-				return c.admission.MutatingWebhookConfigurations().List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				o.LabelSelector = selector
-				return c.admission.MutatingWebhookConfigurations().Watch(ctx, o)
-			},
-		}})
-	validating, followValidating := cache.NewInformerWithOptions(cache.InformerOptions{
-		ObjectType: &admissionv1.ValidatingWebhookConfiguration{}, Transform: lean,
-		Handler: handler(func(o metav1.Object) { q.Add("validating/" + o.GetName()) }),
-		ListerWatcher: &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.LabelSelector = selector
-				return c.admission.ValidatingWebhookConfigurations().List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				o.LabelSelector = selector
-				return c.admission.ValidatingWebhookConfigurations().Watch(ctx, o)
-			},
-		}})
+	mutating, followMutating := followWebhooks(&admissionv1.MutatingWebhookConfiguration{}, c.admission.MutatingWebhookConfigurations(), l.Revision, func(name string) { q.Add("mutating/" + name) })
+	validating, followValidating := followWebhooks(&admissionv1.ValidatingWebhookConfiguration{}, c.admission.ValidatingWebhookConfigurations(), l.Revision, func(name string) { q.Add("validating/" + name) })
 
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -113,6 +88,31 @@ func (c *Cluster) keepBundles(ctx context.Context, l Leadership) {
 			return nil
 		}
 		return err
+	})
+}
+
+// webhooks is what client-go has for either kind of webhook configurations.
+type webhooks[List runtime.Object] interface {
+	List(context.Context, metav1.ListOptions) (List, error)
+	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
+}
+
+// followWebhooks follows the webhook configurations of a revision; changed is called with their names.
+func followWebhooks[List runtime.Object](kind runtime.Object, api webhooks[List], revision string, changed func(name string)) (cache.Store, cache.Controller) {
+	selector := labels.SelectorFromSet(labels.Set{revisionLabel: revision}).String()
+	return cache.NewInformerWithOptions(cache.InformerOptions{
+		ObjectType: kind, Transform: lean,
+		Handler: handler(func(o metav1.Object) { changed(o.GetName()) }),
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				o.LabelSelector = selector
+				return api.List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				o.LabelSelector = selector
+				return api.Watch(ctx, o)
+			},
+		},
 	})
 }
 
