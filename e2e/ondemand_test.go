@@ -245,9 +245,11 @@ func TestAppThatAsksForTenThousandHosts(t *testing.T) {
 	if r := ns.Call(fromClient, "http://echo/")[0]; r.Status != 200 {
 		t.Fatalf("before: %+v", r)
 	}
-	rs := ns.Call(fromClient, ns.to(outside, "-n", "10000", "-c", "16", "-lean", "http://scan-{n}.example.com/")...)
-	if got := rs.Versions(); got["outside"] != 10000 {
-		t.Errorf("hosts that nobody has, passed through: %v, %v", rs.Statuses(), rs.Failures())
+	for round := range 10 {
+		rs := ns.Call(fromClient, ns.to(outside, "-n", "1000", "-c", "16", "-lean", fmt.Sprintf("http://scan-%d-{n}.example.com/", round))...)
+		if got := rs.Versions(); got["outside"] != 1000 {
+			t.Fatalf("hosts that nobody has, passed through: %v, %v", rs.Statuses(), rs.Failures())
+		}
 	}
 	for from, url := range map[string]string{fromClient: "http://echo/", neighbour.Deployment(): "http://new-to-neighbour/"} {
 		if r := ns.Call(from, url)[0]; r.Status != 200 {

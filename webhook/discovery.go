@@ -16,12 +16,11 @@ func checkDiscovery(_ *userSettings, value string) error {
 
 // settleDiscovery writes into a pod that got a sidecar how the sidecar will learn the mesh: for as long as the pod lives, whatever is chosen for its
 // namespace or the mesh meanwhile. An Envoy that is on its way with one kind of configuration is never turned to the other.
-func (s *Server) settleDiscovery(pod *corev1.Pod, namespace string) {
+func settleDiscovery(pod *corev1.Pod, choice mesh.Discovery) {
 	sidecar := slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == ProxyName })
-	if _, chosen := pod.Annotations[mesh.DiscoveryAnnotation]; chosen || !sidecar || s.discovery == nil {
+	if _, chosen := pod.Annotations[mesh.DiscoveryAnnotation]; chosen || !sidecar {
 		return
 	}
-	choice := s.discovery(namespace)
 	if _, own := pod.Annotations[annProxyConfig]; own {
 		// Both are as they were a moment ago, when the pod was injected: there is no error.
 		if pc, _, err := proxyConfig(nil, pod.Annotations); err == nil {

@@ -15,6 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	sigsyaml "sigs.k8s.io/yaml"
+
+	"github.com/weft-mesh/weft/mesh"
 )
 
 // Manifest is a YAML (or JSON) file of Kubernetes objects, as a person wrote it. Injecting changes only the objects that hold
@@ -268,10 +270,13 @@ func (w *Workload) owner() owner {
 }
 
 // Inject adds the proxy to one workload of the manifest. Warnings are for the user; the error names the workload.
-func (m *Manifest) Inject(in *Injector, w *Workload, namespace string, mesh *meshconfig.MeshConfig) (warnings []string, err error) {
-	after, warnings, err := in.injectAs(w.Pod, namespace, mesh, w.owner())
+func (m *Manifest) Inject(in *Injector, w *Workload, namespace string, config *meshconfig.MeshConfig) (warnings []string, err error) {
+	after, warnings, err := in.injectAs(w.Pod, namespace, config, w.owner())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", w, err)
+	}
+	if config != nil { // else nobody has said what the mesh wants
+		settleDiscovery(after, mesh.DiscoveryOf(nil, config))
 	}
 	patch, err := podPatch(w.Pod, after)
 	if err != nil {

@@ -188,7 +188,9 @@ func (s *Server) review(ctx context.Context, req *admissionv1.AdmissionRequest) 
 	if err != nil {
 		return deny(fmt.Errorf("injection of pod %s/%s: %w", namespace, podName(pod), err))
 	}
-	s.settleDiscovery(after, namespace)
+	if s.discovery != nil {
+		settleDiscovery(after, s.discovery(namespace))
+	}
 	patch, err := podPatch(pod, after)
 	if err != nil {
 		return deny(fmt.Errorf("injection of pod %s/%s: %w", namespace, podName(pod), err))
