@@ -21,7 +21,7 @@ const askTimeout = 2 * time.Second
 
 // holdAtMost bounds the wait of a request for its route while the control plane is away: the app gets a 504 with the response flag SI (stream idle
 // timeout). Routes switch it off for the requests that they take.
-var holdAtMost = 15 * time.Second
+const holdAtMost = 15 * time.Second
 
 // askFirst holds requests for unknown hosts and clusters. It stands before all filters that look at the route.
 func askFirst() *hcm.HttpFilter {
