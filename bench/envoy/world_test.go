@@ -202,9 +202,12 @@ func change(b *testing.B, apply func(s *mesh.Store, round int)) {
 }
 
 func BenchmarkOneVirtualService(b *testing.B) {
-	change(b, func(s *mesh.Store, round int) {
-		s.Apply(mesh.Object{Object: timeout(7, time.Duration(round)*time.Second)})
-	})
+	change(b, func(s *mesh.Store, round int) { s.Apply(vs(round)) })
+}
+
+// vs is the VirtualService of a service, other in each round.
+func vs(round int) mesh.Object {
+	return mesh.Object{Object: timeout(7, time.Duration(round)*time.Second)}
 }
 
 func BenchmarkOneEndpoint(b *testing.B) {
