@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,8 +15,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/weft-mesh/weft/deploy/images"
 )
 
 // TestNoAppRunsAroundTheMeshWhileTheNetworkPluginRewritesItsFiles: 100 rewrites of the node's network configuration, in every way and order, while 50 pods of the
@@ -36,65 +33,6 @@ func TestNoAppRunsAroundTheMeshWhileTheNetworkPluginRewritesItsFiles(t *testing.
 	control.Annotations = nil
 	c.sees(c.start(control), outside)
 
-	for _, p := range c.startWhileRewriting(pods, rewrites, text, func(name string) *corev1.Pod { return withSidecar(c.app(ns, name)) }) {
-		c.sees(p, taken) // a container that runs may not have written yet
-		c.never(p)
-		if n := c.restarts(p); n != 0 {
-			t.Errorf("pod %s: %d restarts", p.Name, n)
-		}
-	}
-	repaired := c.metric(`weft_node_repairs_total{reason="start",result="repaired"}`)
-	t.Logf("pods that got their network without the plugin and were repaired before their app ran: %q", repaired)
-}
-
-// TestNoAppRunsAroundRealSidecarsWhileTheNetworkPluginRewritesItsFiles is the same with the mesh's own injection and Envoy, on demand of who asks for it: 50
-// Envoys need 4 GB of memory, and minutes of two processors.
-func TestNoAppRunsAroundRealSidecarsWhileTheNetworkPluginRewritesItsFiles(t *testing.T) {
-	const pods, rewrites = 50, 100
-	if os.Getenv("WEFT_E2E_RACE") == "" {
-		t.Skip("set WEFT_E2E_RACE=1: it starts 50 Envoys; the test above shows the same of the node agent in less")
-	}
-	c := installed(t)
-	c.load(images.Spec{Ref: proberImage, Entrypoint: []string{"/prober"}, Files: []images.File{{Path: "/prober", From: c.prober()}}})
-	c.target = listenOutside(t, net.JoinHostPort(c.NodeIP, "0"))
-	ns := c.namespace()
-	// A sidecar lets no connection out of the mesh here, so an app that reaches the listener went around it.
-	c.apply([]byte(fmt.Sprintf(`
-apiVersion: v1
-kind: Namespace
-metadata: {name: %[1]s, labels: {istio-injection: enabled}}
----
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {name: default, namespace: %[1]s}
-spec: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}
-`, ns)))
-	text := c.wide("net")
-	c.only(map[string]string{"10-net.conflist": text})
-	c.chained("10-net.conflist")
-	control := c.app(ns, "control")
-	control.Annotations, control.Labels = nil, map[string]string{"sidecar.istio.io/inject": "false"}
-	c.sees(c.start(control), outside)
-	for _, p := range c.startWhileRewriting(pods, rewrites, text, func(name string) *corev1.Pod {
-		p := c.app(ns, name)
-		p.Annotations = map[string]string{"sidecar.istio.io/proxyCPU": "10m"}
-		return p
-	}) {
-		if len(p.Spec.InitContainers) == 0 {
-			t.Fatalf("pod %s was not injected", p.Name)
-		}
-		c.sees(p, nothing)
-		c.never(p)
-		if n := c.restarts(p); n != 0 {
-			t.Errorf("pod %s: %d restarts", p.Name, n)
-		}
-	}
-	t.Logf("pods that got their network without the plugin and were repaired: %q", c.metric(`weft_node_repairs_total{reason="start",result="repaired"}`))
-}
-
-// startWhileRewriting starts pods while the network's file is written anew so many times at least, and until all their apps run; then it leaves the file as it was.
-func (c *cluster) startWhileRewriting(pods, rewrites int, text string, pod func(name string) *corev1.Pod) (all []*corev1.Pod) {
-	c.t.Helper()
 	began := time.Now()
 	var writer sync.WaitGroup
 	var running atomic.Bool
@@ -106,18 +44,27 @@ func (c *cluster) startWhileRewriting(pods, rewrites int, text string, pod func(
 		}
 		c.settle(text)
 	})
+	var all []*corev1.Pod
 	for i := range pods {
-		all = append(all, c.start(pod(fmt.Sprintf("pod-%d", i))))
+		all = append(all, c.start(withSidecar(c.app(ns, fmt.Sprintf("pod-%d", i)))))
 	}
 	for _, p := range all {
 		c.waits(p, 5*time.Minute)
 	}
-	c.t.Logf("all %d apps run %s after the first was created", pods, time.Since(began).Round(time.Millisecond))
+	t.Logf("all %d apps run %s after the first was created", pods, time.Since(began).Round(time.Millisecond))
 	running.Store(true)
 	writer.Wait()
-	c.t.Logf("%d rewrites in %s", written, time.Since(began).Round(time.Millisecond))
+	t.Logf("%d rewrites in %s", written, time.Since(began).Round(time.Millisecond))
 	c.chained("10-net.conflist")
-	return all
+	for _, p := range all {
+		c.sees(p, taken) // a container that runs may not have written yet
+		c.never(p)
+		if n := c.restarts(p); n != 0 {
+			t.Errorf("pod %s: %d restarts", p.Name, n)
+		}
+	}
+	repaired := c.metric(`weft_node_repairs_total{reason="start",result="repaired"}`)
+	t.Logf("pods that got their network without the plugin and were repaired before their app ran: %q", repaired)
 }
 
 // waits until the pod's app runs.
