@@ -27,7 +27,6 @@ func refTo(domain string, place int) domainRef {
 
 func (r domainRef) place() int            { return int(r & (1<<placeBits - 1)) }
 func (r domainRef) hash() domainRef       { return r >> placeBits }
-func (r domainRef) of(domain string) bool { return refTo(domain, 0).hash() == r.hash() }
 
 // A wildcard belongs to the host at a place. It is shadowed when another host has a more specific domain under it.
 type wildcard struct {
