@@ -178,7 +178,7 @@ func (s *Store) endpointsFor(svc *Service, n *Snapshot, find resolver, old *serv
 		list = append(list, sl)
 	}
 	slices.SortFunc(list, func(a, b *slice) int { return strings.Compare(a.key, b.key) })
-	return endpointsOf(svc, old, func(p Port) []Endpoint { return sliceEndpoints(p, list, find) })
+	return endpointsOf(svc, old, func(p Port) []Endpoint { return sliceEndpoints(svc, p, list, find) })
 }
 
 func (s *Store) markMembers(e *serviceEndpoints) {

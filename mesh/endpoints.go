@@ -141,13 +141,13 @@ func endpointsOf(svc *Service, prev *serviceEndpoints, collect func(Port) []Endp
 
 // sliceEndpoints collects the endpoints of one port from all slices of a Service. When nothing is ready, endpoints that still serve while they
 // terminate get the traffic, as kube-proxy does (KEP-1669).
-func sliceEndpoints(p Port, list []*slice, find resolver) []Endpoint {
+func sliceEndpoints(svc *Service, p Port, list []*slice, find resolver) []Endpoint {
 	var out []Endpoint
 	var draining []bool
 	anyReady := false
 	for _, s := range list {
 		for _, sp := range s.ports {
-			if sp.name != p.Name {
+			if sp.name != p.Name && !s.renamed(svc, p, sp) {
 				continue
 			}
 			for i := range s.members {
@@ -174,6 +174,14 @@ func sliceEndpoints(p Port, list []*slice, find resolver) []Endpoint {
 		}
 	}
 	return out
+}
+
+// renamed reports whether sp is what port p of the Service was or will be called. A port is known in slices by its name, and when it gets another
+// one, Service and slices change one after the other: for that moment they belong together by the number that pods listen on.
+func (s *slice) renamed(svc *Service, p Port, sp slicePort) bool {
+	return len(svc.Selector) > 0 && p.TargetPort != 0 && sp.number == p.TargetPort &&
+		!slices.ContainsFunc(svc.Ports, func(other Port) bool { return other.Name == sp.name }) &&
+		!slices.ContainsFunc(s.ports, func(other slicePort) bool { return other.name == p.Name })
 }
 
 // inOrder sorts endpoints. The same address may be in two slices while one is being split; the first counts.

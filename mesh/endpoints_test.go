@@ -232,3 +232,37 @@ func TestKindsOfServices(t *testing.T) {
 		t.Errorf("external: %+v", e)
 	}
 }
+
+// A Service and its slices change one after the other, in either order.
+func TestAPortThatGetsAnotherNameKeepsItsEndpoints(t *testing.T) {
+	port := func(name string, number int32, target int) corev1.ServicePort {
+		return corev1.ServicePort{Name: name, Port: number, TargetPort: intstr.FromInt(target)}
+	}
+	service := func(name string) Object {
+		return plainService("web", map[string]string{"app": "web"}, port(name, 80, 8080), port("admin", 90, 9090))
+	}
+	slice := func(name string) Object {
+		return endpointSlice("web", "web-1", discoveryv1.AddressTypeIPv4, map[string]int32{name: 8080, "admin": 9090}, member{addr: "10.0.0.1", ready: ptr(true)})
+	}
+	for name, steps := range map[string][]Object{
+		"the Service first": {service("http-web"), slice("http-web")},
+		"the slice first":   {slice("http-web"), service("http-web")},
+	} {
+		s := NewStore(Options{})
+		for i, step := range append([]Object{service("http"), slice("http")}, steps...) {
+			if err := s.Apply(step); err != nil {
+				t.Fatal(err)
+			}
+			if i > 0 {
+				want(t, fmt.Sprintf("%s, step %d", name, i), show(s.Snapshot(), "web", 80), "10.0.0.1:8080")
+				want(t, fmt.Sprintf("%s, step %d, the other port", name, i), show(s.Snapshot(), "web", 90), "10.0.0.1:9090")
+			}
+		}
+	}
+	// A port that has nothing behind it borrows from no other.
+	s := NewStore(Options{})
+	if err := s.Apply(plainService("web", map[string]string{"app": "web"}, port("http", 80, 8080), port("new", 81, 8080)), slice("http")); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "a port that slices do not have yet", show(s.Snapshot(), "web", 81))
+}
