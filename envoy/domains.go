@@ -25,8 +25,8 @@ func refTo(domain string, place int) domainRef {
 	return domainRef(xxhash.Sum64String(lower(domain))&^(1<<placeBits-1) | uint64(place))
 }
 
-func (r domainRef) place() int            { return int(r & (1<<placeBits - 1)) }
-func (r domainRef) hash() domainRef       { return r >> placeBits }
+func (r domainRef) place() int      { return int(r & (1<<placeBits - 1)) }
+func (r domainRef) hash() domainRef { return r >> placeBits }
 
 // A wildcard belongs to the host at a place. It is shadowed when another host has a more specific domain under it.
 type wildcard struct {
