@@ -358,10 +358,10 @@ static_resources:
 	return e
 }
 
-// eventually waits until check succeeds, 10 s at most.
+// eventually waits until check succeeds, 30 s at most.
 func (e *envoyProcess) eventually(what string, check func() error) {
 	e.t.Helper()
-	if err := poll(10*time.Second, check); err != nil {
+	if err := poll(30*time.Second, check); err != nil {
 		e.t.Fatalf("%s: never came true: %v", what, err)
 	}
 }

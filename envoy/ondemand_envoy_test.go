@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -344,6 +346,49 @@ func TestVirtualHostsOfTheirOwnAreShownInTheirTable(t *testing.T) {
 		}
 		if unasked := strings.Contains(w.l.pod.get("http://127.0.0.1:15000/clusters"), "outbound|3306||web"); unasked != (w.how != onDemand) {
 			t.Errorf("clusters that nobody has asked for are there: %t", unasked)
+		}
+	})
+}
+
+// A host outside that only its server name tells: the connection waits for the cluster.
+func TestTLSPassesByServerName(t *testing.T) {
+	inEveryMode(t, func(t *testing.T, w *web) {
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(out http.ResponseWriter, in *http.Request) {
+			fmt.Fprint(out, "for ", in.TLS.ServerName)
+		}))
+		server.Listener.Close()
+		server.Listener = w.l.outside.listen("10.77.0.11:8443")
+		server.StartTLS()
+		t.Cleanup(server.Close)
+		w.with(`
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: "outboundTrafficPolicy: {mode: REGISTRY_ONLY}"}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: secure, namespace: default}
+spec:
+  hosts: [secure.example]
+  ports: [{number: 8443, name: tls, protocol: TLS}]
+  resolution: NONE
+  location: MESH_EXTERNAL
+`)
+		ask := func(name string) string {
+			c := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+				TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+				DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+					return w.l.pod.dial(ctx, network, "10.77.0.11:8443")
+				}}}
+			return answer(c.Get("https://" + name + "/"))
+		}
+		if got := ask("secure.example"); got != "200 for secure.example" {
+			t.Errorf("a host of the mesh: %s", got)
+		}
+		if got := ask("stranger.example"); got != "reset" {
+			t.Errorf("a name that nobody has, REGISTRY_ONLY: %s", got)
 		}
 	})
 }
