@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -46,7 +47,8 @@ func (w *wireless) RecvMsg(m any) error {
 		if len(data) < 200 {
 			w.sent.Add(1)
 		}
-		return m.(*request).decode(data)
+		m.(*request).unread = data
+		return nil
 	case <-w.ctx.Done():
 		return io.EOF
 	}
@@ -120,6 +122,15 @@ func crowd(b *testing.B, s *Server, m *fakeMesh, streams int) (confirmed func(n 
 	return confirmed
 }
 
+// cpuTime is what this process has used, which other processes change less than the time that passes.
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // BenchmarkChange is what one change costs beside the wire: per stream, by resources that change.
 func BenchmarkChange(b *testing.B) {
 	const streams = 500
@@ -146,11 +157,12 @@ func BenchmarkChange(b *testing.B) {
 			confirmed := crowd(b, s, m, streams)
 			b.ReportAllocs()
 			b.ResetTimer()
+			before := cpuTime(b)
 			for i := range b.N {
 				s.Publish(m.with(states[(i+1)%2]), time.Now())
 				confirmed(1)
 			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/streams, "ns/stream")
+			b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N)/streams, "cpu-ns/stream")
 		})
 	}
 }

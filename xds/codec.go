@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"fmt"
 	"unsafe"
 
 	"google.golang.org/grpc/encoding"
@@ -17,7 +16,7 @@ type frame struct {
 	info  *response
 }
 
-// codec passes frames through and decodes requests without protobuf objects.
+// codec passes frames through, and leaves requests as they are: they are read when it is their turn, without protobuf objects.
 // All other messages, those of further services on the same port, are ordinary ones.
 type codec struct{ proto encoding.CodecV2 }
 
@@ -40,8 +39,6 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	// Materialize copies, and nobody changes the copy: it can be a string as it is. Requests of proxies that connect again
 	// are some 100 KB long.
 	b := data.Materialize()
-	if err := r.decode(unsafe.String(unsafe.SliceData(b), len(b))); err != nil {
-		return fmt.Errorf("xds: %w", err)
-	}
+	r.unread = unsafe.String(unsafe.SliceData(b), len(b))
 	return nil
 }

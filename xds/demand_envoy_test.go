@@ -236,11 +236,9 @@ func TestEnvoyCompletesATableThatComesLaterOrComesBack(t *testing.T) {
 		t.Fatal(got)
 	}
 	fixed := f.mesh.sets[0]
-	f.mesh.sets = []*envoy.Set{set("fixed", 2)}
-	f.serve(f.mesh.catalog...)
+	f.push(set("fixed", 2))
 	eventually(t, func() bool { return get(8080) == "" })
-	f.mesh.sets = []*envoy.Set{fixed}
-	f.serve(f.mesh.catalog...)
+	f.push(fixed)
 	// Envoy makes no new request for virtual hosts; without them the listener would not open.
 	eventually(t, func() bool { return askFor("a") == "200 backend" })
 }

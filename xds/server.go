@@ -61,7 +61,9 @@ type Config struct {
 	// Remember is called when proxies of a workload have asked for more than before, with all that they have asked for; nil when nobody
 	// keeps a record. It must not block.
 	Remember func(*envoy.Demand)
-	Log      *slog.Logger // nil means slog.Default()
+	// PushThrottle is how many proxies are told of a change at a time; 0 means as many as the processors can. (Istio: PILOT_PUSH_THROTTLE)
+	PushThrottle int
+	Log          *slog.Logger // nil means slog.Default()
 }
 
 // Server is the discovery service. Publish gives it what to serve.
@@ -72,6 +74,9 @@ type Server struct {
 	changes *changes
 	rejects *rejects
 	demands *demands
+
+	newcomers, handshakes pace
+	pushes                pace // nil: no limit
 
 	current  atomic.Pointer[publication]
 	stopping chan struct{}
@@ -112,13 +117,19 @@ func NewServer(c Config) *Server {
 		c.Log = slog.Default()
 	}
 	s := &Server{
-		config:   c,
-		log:      c.Log,
-		changes:  newChanges(),
-		rejects:  newRejects(),
-		demands:  newDemands(c.Remember),
-		stopping: make(chan struct{}),
-		sessions: make(map[uint64]*session),
+		config:  c,
+		log:     c.Log,
+		changes: newChanges(),
+		rejects: newRejects(),
+		demands: newDemands(c.Remember),
+
+		newcomers:  newPace(),
+		handshakes: newPace(),
+		stopping:   make(chan struct{}),
+		sessions:   make(map[uint64]*session),
+	}
+	if c.PushThrottle > 0 {
+		s.pushes = make(pace, c.PushThrottle)
 	}
 	s.metrics = newMetrics(s)
 	s.current.Store(&publication{next: make(chan struct{})})
@@ -177,7 +188,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	if tlsConfig != nil {
 		// A TLS connection has a buffer of its own for what was decrypted. A second one of 32 KB, the default, saves no system call and
 		// was a quarter of what an idle proxy costs.
-		options = append(options, grpc.Creds(credentials.NewTLS(tlsConfig)), grpc.ReadBufferSize(0))
+		options = append(options, grpc.Creds(pacedTLS{credentials.NewTLS(tlsConfig), s.handshakes}), grpc.ReadBufferSize(0))
 	}
 	g := grpc.NewServer(options...)
 	g.RegisterService(&serviceDesc, s)
@@ -230,13 +241,18 @@ var serviceDesc = grpc.ServiceDesc{
 // serve handles one stream.
 func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 	ctx := stream.Context()
-	login, err := s.authenticate(ctx)
+	var login *login
+	var err error
+	s.newcomers.do(func() { login, err = s.authenticate(ctx) })
 	if err != nil {
 		s.log.Info("a stream was refused", "peer", peerName(ctx), "error", err)
 		return err
 	}
 	first := &request{delta: delta}
 	if err := stream.RecvMsg(first); err != nil {
+		return err
+	}
+	if err := first.read(); err != nil {
 		return err
 	}
 	if first.node == nil {
@@ -258,7 +274,8 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 		p := s.demands.current(ses.appetite)
 		ses.proxy.Demand, ses.grown = p.Demand, p.grown
 	}
-	ses.sets = ses.publication.mesh.Sets(ses.proxy)
+	ses.newcomer.Store(true)
+	ses.paced(func() { ses.sets = ses.publication.mesh.Sets(ses.proxy) })
 	ses.arrange()
 	if delta {
 		ses.protocol = newDelta(ses)

@@ -26,6 +26,8 @@ type session struct {
 	leave  chan struct{} // closed when the proxy shall connect elsewhere
 	kicked chan struct{} // holds one: run shall look around
 
+	newcomer atomic.Bool // has not got what it needs yet: see pace
+
 	mu          sync.Mutex // guards what follows; never held while writing
 	proxy       envoy.Proxy
 	appetite    *appetite // nil: the proxy is told everything
@@ -113,7 +115,7 @@ func (s *session) run(first *request) error {
 				return err
 			}
 		case <-next:
-			if err := s.refresh(); err != nil {
+			if err := s.push(); err != nil {
 				return err
 			}
 		case <-grown:
@@ -129,6 +131,19 @@ func (s *session) run(first *request) error {
 			}
 		}
 	}
+}
+
+// push follows the newest publication, when it is this stream's turn.
+func (s *session) push() (err error) {
+	if s.server.pushes == nil {
+		return s.refresh()
+	}
+	s.server.pushes.do(func() {
+		if err = s.refresh(); err == nil {
+			err = s.flush()
+		}
+	})
+	return err
 }
 
 // kick makes run look around.
@@ -194,24 +209,38 @@ func (s *session) receive() {
 	for {
 		r := &request{delta: s.delta}
 		err := s.stream.RecvMsg(r)
-		s.mu.Lock()
 		if err == nil {
-			err = s.take(r)
-		}
-		busy := err != nil || s.curious() || s.protocol.pending()
-		if err != nil {
+			s.paced(func() { err = s.hearken(r) })
+		} else {
+			s.mu.Lock()
 			s.ended = err
-		} else if !busy {
-			s.settled()
-		}
-		s.mu.Unlock()
-		if busy {
+			s.mu.Unlock()
 			s.kick()
 		}
 		if err != nil {
 			return
 		}
 	}
+}
+
+// hearken takes in one request.
+func (s *session) hearken(r *request) error {
+	err := r.read()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		err = s.take(r)
+	}
+	switch {
+	case err != nil:
+		s.ended = err
+	case s.curious() || s.protocol.pending():
+	default:
+		s.settled()
+		return nil
+	}
+	s.kick()
+	return err
 }
 
 // take lets the protocol see a request. The session is locked.
@@ -236,26 +265,27 @@ func (s *session) take(r *request) error {
 }
 
 // flush writes all that can be written now.
-func (s *session) flush() error {
-	for {
-		s.mu.Lock()
-		s.learn()
-		f := s.protocol.next()
-		more := s.curious()
-		if f == nil && !more {
-			s.settled()
-		}
-		s.mu.Unlock()
-		if f == nil {
-			if more {
-				continue
-			}
-			return nil
-		}
-		if err := s.send(f); err != nil {
-			return err
-		}
+func (s *session) flush() (err error) {
+	for more := true; more && err == nil; {
+		s.paced(func() { more, err = s.step() })
 	}
+	return err
+}
+
+// step writes one message, and reports whether there may be more.
+func (s *session) step() (more bool, err error) {
+	s.mu.Lock()
+	s.learn()
+	f := s.protocol.next()
+	more = f != nil || s.curious()
+	if !more {
+		s.settled()
+	}
+	s.mu.Unlock()
+	if f == nil {
+		return more, nil
+	}
+	return true, s.send(f)
 }
 
 // send writes one message. Who watches ends the stream when the proxy does not
@@ -271,6 +301,9 @@ func (s *session) send(f *frame) error {
 
 // settled notes that the proxy is up to date.
 func (s *session) settled() {
+	if s.newcomer.Load() && (s.protocol.status(envoy.Listener).Acked != "" || time.Since(s.opened) > newcomerTime) {
+		s.newcomer.Store(false)
+	}
 	if !s.changed.IsZero() && s.protocol.waiting().IsZero() {
 		s.server.metrics.converged(time.Since(s.changed))
 		s.changed = time.Time{}

@@ -14,7 +14,7 @@ import (
 // the clusters of the largest mesh; with maxName it bounds what one stream can make this server keep.
 const (
 	maxNames     = 1 << 17
-	maxQuestions = 1 << 16 // not answered yet; a proxy that confirms what it is sent has none for long
+	maxQuestions = 1 << 14 // not answered yet when further ones come; a proxy that confirms what it is sent has none for long
 )
 
 // subscribe adds names to what a proxy wants, and notes what it must be told for that. An error ends the stream.
@@ -84,14 +84,14 @@ func (d *delta) subscribe(t envoy.Type, names []string) error {
 
 // question notes virtual hosts that requests of the app wait for. Their names come from the app.
 func (d *delta) question(names []string) error {
+	if len(d.questions) > maxQuestions {
+		return status.Errorf(codes.ResourceExhausted, "%d virtual hosts were asked for, and no answer to the first was confirmed", len(d.questions))
+	}
 	for _, name := range names {
 		if name != "*" {
 			d.questions = append(d.questions, strings.Clone(name))
 			d.s.hear(envoy.VirtualHost, name)
 		}
-	}
-	if len(d.questions) > maxQuestions {
-		return status.Errorf(codes.ResourceExhausted, "%d virtual hosts were asked for, and no answer to the first was confirmed", len(d.questions))
 	}
 	return nil
 }

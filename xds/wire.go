@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -27,6 +29,8 @@ type request struct {
 	failed      bool // error_detail is there: the response was rejected
 	failure     string
 	size        int // bytes of the message
+
+	unread string // the message, before read
 }
 
 // node is what a proxy says about itself. Nothing in it is trusted.
@@ -54,9 +58,35 @@ const (
 	resourceVersion, resourceBody, resourceName, resourceAliases = 1, 2, 3, 4 // Resource
 )
 
+// read decodes what the codec took from the wire. The error is a gRPC status.
+func (r *request) read() error {
+	data := r.unread
+	if err := r.decode(data); err != nil {
+		return status.Errorf(codes.InvalidArgument, "xds: %v", err)
+	}
+	return nil
+}
+
 // decode reads one message. Unknown fields are skipped, as protobuf asks.
 func (r *request) decode(data string) error {
 	*r = request{delta: r.delta, size: len(data)}
+	names := protowire.Number(worldNamesField)
+	if r.delta {
+		names = deltaSubscribeField
+	}
+	// A long message is mostly names.
+	if len(data) > 1<<10 {
+		n := 0
+		if err := fields(data, func(number protowire.Number, _ string) error {
+			if number == names {
+				n++
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		r.subscribe = make([]string, 0, n)
+	}
 	return fields(data, func(n protowire.Number, v string) error {
 		if r.delta {
 			return r.deltaField(n, v)
@@ -122,6 +152,15 @@ func (r *request) worldField(n protowire.Number, v string) (err error) {
 // fields calls f for each length-delimited field of a message.
 func fields(data string, f func(protowire.Number, string) error) error {
 	for len(data) > 0 {
+		// Nearly all fields have a number below 16 and a length below 128.
+		if len(data) > 1 && data[0]&0x87 == byte(protowire.BytesType) && data[0] >= 8 && data[1] < 0x80 && int(data[1]) <= len(data)-2 {
+			number, value := protowire.Number(data[0]>>3), data[2:2+int(data[1])]
+			data = data[2+int(data[1]):]
+			if err := f(number, value); err != nil {
+				return err
+			}
+			continue
+		}
 		// The package wants []byte; a tag and a length fit into 20 bytes, so only those are copied.
 		head := []byte(data[:min(len(data), 20)])
 		number, kind, n := protowire.ConsumeTag(head)
