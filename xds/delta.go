@@ -25,8 +25,6 @@ type delta struct {
 	tables map[string]struct{}
 	// questions are the names of virtual hosts that requests of the app wait for.
 	questions []string
-	// heard are names that the workload's Demand does not hold yet, perhaps.
-	heard [envoy.NumTypes][]string
 	// returning: an on-demand proxy that connected again has not said yet what it has asked for in its life. Until it has, nothing that
 	// it has is sent again or taken from it.
 	returning, recalled bool
