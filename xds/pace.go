@@ -1,8 +1,10 @@
 package xds
 
 import (
+	"fmt"
 	"net"
 	"runtime"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -62,3 +64,19 @@ func (s *session) paced(work func()) {
 
 // newcomerTime is how long a stream is new at most.
 const newcomerTime = 10 * time.Second
+
+// FromEnvironment takes PushThrottle from Istio's variable PILOT_PUSH_THROTTLE, a number; 0 or nothing leaves it to the processors. getenv
+// is usually os.Getenv. The error names the variable.
+func (c *Config) FromEnvironment(getenv func(string) string) error {
+	const name = "PILOT_PUSH_THROTTLE"
+	text := getenv(name)
+	if text == "" {
+		return nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		return fmt.Errorf("%s=%q: want a number of proxies that are told of a change at a time, such as 100", name, text)
+	}
+	c.PushThrottle = n
+	return nil
+}

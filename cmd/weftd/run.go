@@ -63,7 +63,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	store := mesh.NewStore(meshOptions)
 	recall := &recall{log: log}
-	discovery := xds.NewServer(xds.Config{Verifier: verifier, Authority: authority, TrustDomain: o.trustDomain, TTL: o.svidTTL, Remember: recall.remember, Log: log})
+	settings := xds.Config{Verifier: verifier, Authority: authority, TrustDomain: o.trustDomain, TTL: o.svidTTL, Remember: recall.remember, Log: log}
+	if err := settings.FromEnvironment(os.Getenv); err != nil {
+		return err
+	}
+	discovery := xds.NewServer(settings)
 	recall.open(&o, api, store, discovery)
 	injection, err := o.injection(store, log)
 	if err != nil {
