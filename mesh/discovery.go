@@ -16,7 +16,7 @@ const (
 	OnDemand Discovery = "on-demand"
 
 	// DefaultDiscovery is that of sidecars for which nobody has chosen.
-	DefaultDiscovery = Eager
+	DefaultDiscovery = OnDemand
 )
 
 const (
