@@ -61,7 +61,7 @@ type watched struct {
 
 const clientPod = `apiVersion: v1
 kind: Pod
-metadata: {name: %s, namespace: %s, labels: {%s}, annotations: {sidecar.istio.io/status: '{"templates":["%s"]}'}}
+metadata: {name: %s, namespace: %s, labels: {%s}, annotations: {sidecar.istio.io/status: '{"templates":["%s"]}', weft.dev/discovery: eager}}
 spec: {serviceAccountName: client, nodeName: north, containers: [{name: app, image: app}]}
 status: {podIP: %s, podIPs: [{ip: %s}], phase: Running}
 `
@@ -204,10 +204,10 @@ func (w *watched) settle(event int) {
 func (w *watched) eventually(what string, wrong func() string) {
 	w.t.Helper()
 	var last string
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if last = wrong(); last == "" {
 			return
 		}
 	}
-	w.t.Fatalf("not within 15 s: %s\n%s", what, last)
+	w.t.Fatalf("not within 30 s: %s\n%s", what, last)
 }

@@ -14,6 +14,7 @@ import (
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
@@ -26,7 +27,7 @@ import (
 )
 
 // A pretender is a client that speaks to weftd as Envoy does, and remembers what it was told. Like Envoy it asks for the endpoints of its
-// clusters and the routes of its listeners, and neither confirms nor asks for clusters while one of them waits for endpoints. It
+// clusters, the routes of its listeners and, once a stream and for all of its routes together, virtual hosts; and it neither confirms nor asks for clusters while one of them waits for endpoints. It
 // is slow now and then, and its connection breaks now and then.
 type pretender struct {
 	t         testing.TB
@@ -39,6 +40,7 @@ type pretender struct {
 	has   [envoy.NumTypes]map[string]*discovery.Resource
 	wants [envoy.NumTypes]map[string]bool // subscriptions by name: endpoints and routes
 	cold  map[string]bool                 // clusters that wait for their endpoints
+	vhds  bool                            // a table of routes has wanted virtual hosts
 	log   []string                        // the last messages, to be shown when something is wrong
 }
 
@@ -152,6 +154,9 @@ func (c *conversation) open() {
 	c.again(envoy.Endpoints)
 	c.request(envoy.Listener, &discovery.DeltaDiscoveryRequest{})
 	c.again(envoy.Route)
+	if c.vhds {
+		c.request(envoy.VirtualHost, &discovery.DeltaDiscoveryRequest{})
+	}
 }
 
 // again subscribes on a new stream to what was subscribed to on the last.
@@ -206,6 +211,11 @@ func (c *conversation) answer(r *discovery.DeltaDiscoveryResponse) {
 			c.subscribe(envoy.Endpoints, endpointsOf(c.t, c.has[envoy.Cluster]))
 		case envoy.Listener:
 			c.subscribe(envoy.Route, routesOf(c.t, c.has[envoy.Listener]))
+		case envoy.Route:
+			c.vhds = c.vhds || wantVirtualHosts(c.t, c.has[envoy.Route])
+			if c.vhds && !c.asked[envoy.VirtualHost] {
+				c.request(envoy.VirtualHost, &discovery.DeltaDiscoveryRequest{})
+			}
 		}
 	}
 	if t == envoy.Cluster && len(c.cold) > 0 {
@@ -287,6 +297,20 @@ func routesOf(t testing.TB, listeners map[string]*discovery.Resource) map[string
 		}
 	}
 	return out
+}
+
+// wantVirtualHosts reports whether one of the tables gets its virtual hosts separately.
+func wantVirtualHosts(t testing.TB, routes map[string]*discovery.Resource) bool {
+	for _, r := range routes {
+		var table route.RouteConfiguration
+		if err := r.Resource.UnmarshalTo(&table); err != nil {
+			t.Error(err)
+		}
+		if table.GetVhds() != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // lacks says how what the client has differs from what it should have; empty when it does not.

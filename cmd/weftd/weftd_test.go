@@ -199,7 +199,7 @@ metadata:
   namespace: default
   uid: uid-1
   labels: {app: reviews, version: v1}
-  annotations: {sidecar.istio.io/status: '{"templates":["sidecar"]}'}
+  annotations: {sidecar.istio.io/status: '{"templates":["sidecar"]}', weft.dev/discovery: eager}
 spec:
   serviceAccountName: reviews
   nodeName: node
@@ -309,7 +309,7 @@ func TestARestartOfTheControlPlaneResendsNothing(t *testing.T) {
 	// A change proves that the stream works, and bounds what was sent before it.
 	c.put("ratings", virtualService("5.5s"))
 	p.Await("/config_dump", func(page string) bool { return strings.Contains(page, `"5.500s"`) })
-	for typ, want := range map[string]float64{"cds": 0, "eds": 0, "lds": 0, "rds": 1, "sds": 0} {
+	for typ, want := range map[string]float64{"cds": 0, "eds": 0, "lds": 0, "rds": 0, "vhds": 1, "sds": 0} {
 		if n := c.metric(fmt.Sprintf(`weft_xds_resources_sent_total{type=%q}`, typ)); n != want {
 			t.Errorf("%s: %v resources were sent after the restart, want %v", typ, n, want)
 		}
