@@ -106,10 +106,11 @@ func (d *delta) request(t envoy.Type, r *request) error {
 	return nil
 }
 
-// overtaken handles the first request for endpoints when some were sent before it.
+// overtaken handles the first request for endpoints when some were sent before it. Envoy drops what it is sent of a type that it has not asked
+// for, and never answers it; whether it had done so already when they came cannot be known. So they are sent again, and nobody waits for the answer to the first.
 func (d *delta) overtaken(r *request) error {
 	ty := &d.types[envoy.Endpoints]
-	ty.asked = true
+	ty.asked, ty.inflight, ty.expected = true, nil, nil
 	if err := d.subscribe(envoy.Endpoints, r.subscribe); err != nil {
 		return err
 	}
@@ -557,7 +558,11 @@ func (d *delta) alarm() time.Time {
 
 func (d *delta) waiting() (since time.Time) {
 	for t := range d.types {
-		if f := d.types[t].inflight; len(f) > 0 && (since.IsZero() || f[0].at.Before(since)) {
+		ty := &d.types[t]
+		if !ty.asked {
+			continue // endpoints that Envoy may have dropped: it owes nothing
+		}
+		if f := ty.inflight; len(f) > 0 && (since.IsZero() || f[0].at.Before(since)) {
 			since = f[0].at
 		}
 	}

@@ -473,3 +473,23 @@ func TestEndpointsFollowTheirClusterWhateverEnvoyIsSubscribedTo(t *testing.T) {
 		c.quiet()
 	}
 }
+
+func TestEndpointsThatEnvoyDroppedAreSentWhenItAsks(t *testing.T) {
+	rest := []*envoy.Resource{res(envoy.Listener, "l", "1")}
+	f := newFixture(t, nil, set("s", 1, append(service("a", "1"), rest...)...))
+	c := f.connect(f.token(time.Hour))
+	c.subscribe(envoy.Cluster)
+	c.expect(envoy.Cluster, "a@1")
+	// Envoy is busy with its first clusters, and has not asked for endpoints, when there is one more.
+	f.push(set("s", 2, append(slices.Concat(service("a", "1"), service("b", "1")), rest...)...))
+	c.expect(envoy.Cluster, "b@1")
+	c.receive(envoy.Endpoints) // dropped, without a word
+	c.subscribe(envoy.Endpoints, "a", "b")
+	c.expect(envoy.Endpoints, "a@1", "b@1")
+	c.subscribe(envoy.Listener)
+	c.expect(envoy.Listener, "l@1")
+	f.push(set("s", 3, append(slices.Concat(service("a", "2"), service("b", "1")), rest...)...))
+	c.expect(envoy.Cluster, "a@2")
+	c.expect(envoy.Endpoints, "a@2")
+	c.quiet()
+}
