@@ -135,7 +135,7 @@ func (d *delta) next() *frame {
 	held := false // something that others may refer to cannot be sent yet
 	for t := range envoy.NumTypes {
 		ty := &d.types[t]
-		if !ty.asked && !(t == envoy.Endpoints && (len(d.clusters) > 0 || d.s.appetite != nil && len(ty.expected) > 0 && len(ty.forced) > 0)) || !d.due(t) {
+		if !ty.asked && !(t == envoy.Endpoints && d.unasked()) || !d.due(t) {
 			continue
 		}
 		if len(ty.inflight) > 0 && !d.urgent(t) {
@@ -162,6 +162,12 @@ func (d *delta) next() *frame {
 		}
 	}
 	return nil
+}
+
+// unasked reports whether endpoints are to be sent although the proxy has asked for none yet, since their clusters were sent.
+func (d *delta) unasked() bool {
+	ty := &d.types[envoy.Endpoints]
+	return len(d.clusters) > 0 || d.s.appetite != nil && len(ty.expected) > 0 && len(ty.forced) > 0
 }
 
 func (d *delta) pending() bool {

@@ -53,6 +53,19 @@ func last(cfg *action.Configuration, name string) (*helm.Release, error) {
 	return rel, nil
 }
 
+// release is the newest version of a release in a namespace; nil when there is none.
+func (c *Cluster) release(namespace, name string) (*helm.Release, error) {
+	cfg, err := c.helmIn(namespace)
+	if err != nil {
+		return nil, err
+	}
+	rel, err := last(cfg, name)
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	return rel, nil
+}
+
 // ours says whether a chart is one of package deploy.
 func ours(c *chart.Chart) bool {
 	return c != nil && c.Metadata != nil && strings.Contains(c.Metadata.Home+strings.Join(c.Metadata.Sources, " "), "weft-mesh/weft")

@@ -154,17 +154,13 @@ func (c *Cluster) rename(r *Release) error {
 	if !ok {
 		return nil
 	}
-	cfg, err := c.helmIn(r.Namespace)
+	usual, err := c.release(r.Namespace, r.Name)
 	if err != nil {
 		return err
 	}
-	usual, err := last(cfg, r.Name)
+	renamed, err := c.release(r.Namespace, beside)
 	if err != nil {
-		return c.unreachable(err)
-	}
-	renamed, err := last(cfg, beside)
-	if err != nil {
-		return c.unreachable(err)
+		return err
 	}
 	if usual != nil && !ours(usual.Chart) || renamed != nil && ours(renamed.Chart) {
 		r.Name = beside
@@ -217,13 +213,9 @@ func (c *Cluster) defaultRevision(p *Plan, r *Release, all []Revision) error {
 	if !p.has(Pilot) {
 		return nil
 	}
-	cfg, err := c.helmIn(r.Namespace)
+	was, err := c.release(r.Namespace, r.Name)
 	if err != nil {
 		return err
-	}
-	was, err := last(cfg, r.Name)
-	if err != nil {
-		return c.unreachable(err)
 	}
 	choice := "default"
 	if was != nil {
@@ -258,13 +250,9 @@ func (c *Cluster) keepGateways(ctx context.Context, n *neighbours, p *Plan, o Op
 			n.notes = append(n.notes, fmt.Sprintf("gateway %s/%s stays with another mesh (%s); weft's own needs another name: --set components.%s[0].name=weft-gateway", r.Namespace, r.Name, foreign, listOf(r.Component)))
 			continue
 		}
-		cfg, err := c.helmIn(r.Namespace)
+		was, err := c.release(r.Namespace, r.Name)
 		if err != nil {
 			return err
-		}
-		was, err := last(cfg, r.Name)
-		if err != nil {
-			return c.unreachable(err)
 		}
 		if o.MoveGateways || p.named[r.Name] || was == nil {
 			stay = append(stay, r)

@@ -9,10 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/weft-mesh/weft/identity"
 )
@@ -111,49 +107,15 @@ func (s *secrets) Create(ctx context.Context, m identity.Material) error {
 func (s *secrets) Watch(ctx context.Context) (<-chan struct{}, error) {
 	events := make(chan struct{}, 1)
 	for _, name := range []string{givenSecret, madeSecret} {
-		client := s.cluster.core.Secrets(s.namespace)
-		selector := fields.OneTermEqualSelector("metadata.name", name).String()
-		reflector := cache.NewReflectorWithOptions(&cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.FieldSelector = selector
-				return client.List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				o.FieldSelector = selector
-				return client.Watch(ctx, o)
-			},
-		}, &corev1.Secret{}, &secretSink{s, name, events}, cache.ReflectorOptions{Name: "weftd"})
-		go reflector.RunWithContext(ctx)
+		go followOne(ctx, &corev1.Secret{}, s.cluster.core.Secrets(s.namespace), name, func(secret *corev1.Secret) {
+			s.mu.Lock()
+			s.seen[name] = secret
+			s.mu.Unlock()
+			select {
+			case events <- struct{}{}:
+			default: // a look is already due
+			}
+		})
 	}
 	return events, nil
-}
-
-// secretSink takes what the API server says about one Secret. It is a cache.ReflectorStore.
-type secretSink struct {
-	secrets *secrets
-	name    string
-	events  chan<- struct{}
-}
-
-func (k *secretSink) set(o any) error {
-	secret, _ := o.(*corev1.Secret)
-	k.secrets.mu.Lock()
-	k.secrets.seen[k.name] = secret
-	k.secrets.mu.Unlock()
-	select {
-	case k.events <- struct{}{}:
-	default: // a look is already due
-	}
-	return nil
-}
-
-func (k *secretSink) Add(o any) error    { return k.set(o) }
-func (k *secretSink) Update(o any) error { return k.set(o) }
-func (k *secretSink) Delete(any) error   { return k.set(nil) }
-func (k *secretSink) Resync() error      { return nil }
-func (k *secretSink) Replace(list []any, _ string) error {
-	if len(list) == 0 {
-		return k.set(nil)
-	}
-	return k.set(list[0])
 }

@@ -12,7 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -91,28 +90,13 @@ func (c *Cluster) keepBundles(ctx context.Context, l Leadership) {
 	})
 }
 
-// webhooks is what client-go has for either kind of webhook configurations.
-type webhooks[List runtime.Object] interface {
-	List(context.Context, metav1.ListOptions) (List, error)
-	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
-}
-
 // followWebhooks follows the webhook configurations of a revision; changed is called with their names.
-func followWebhooks[List runtime.Object](kind runtime.Object, api webhooks[List], revision string, changed func(name string)) (cache.Store, cache.Controller) {
+func followWebhooks[List runtime.Object](kind runtime.Object, api objects[List], revision string, changed func(name string)) (cache.Store, cache.Controller) {
 	selector := labels.SelectorFromSet(labels.Set{revisionLabel: revision}).String()
 	return cache.NewInformerWithOptions(cache.InformerOptions{
 		ObjectType: kind, Transform: lean,
-		Handler: handler(func(o metav1.Object) { changed(o.GetName()) }),
-		ListerWatcher: &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.LabelSelector = selector
-				return api.List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				o.LabelSelector = selector
-				return api.Watch(ctx, o)
-			},
-		},
+		Handler:       handler(func(o metav1.Object) { changed(o.GetName()) }),
+		ListerWatcher: listWatch(api, metav1.ListOptions{LabelSelector: selector}),
 	})
 }
 

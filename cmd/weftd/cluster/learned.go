@@ -9,10 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/weft-mesh/weft/cmd/weftd/learned"
 )
@@ -48,23 +44,14 @@ func (m *learnedMaps) Follow(ctx context.Context, read func(shard int, text []by
 	var one sync.Mutex
 	client := m.cluster.core.ConfigMaps(m.namespace)
 	for shard := range learned.Shards {
-		selector := fields.OneTermEqualSelector("metadata.name", learnedName(shard)).String()
-		sink := &learnedSink{maps: m, shard: shard, read: func(text []byte) {
-			one.Lock()
-			defer one.Unlock()
-			read(shard, text)
-		}}
-		reflector := cache.NewReflectorWithOptions(&cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.FieldSelector = selector
-				return client.List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				o.FieldSelector = selector
-				return client.Watch(ctx, o)
-			},
-		}, &corev1.ConfigMap{}, sink, cache.ReflectorOptions{Name: "weftd"})
-		running.Go(func() { reflector.RunWithContext(ctx) })
+		running.Go(func() {
+			followOne(ctx, &corev1.ConfigMap{}, client, learnedName(shard), func(current *corev1.ConfigMap) {
+				m.note(shard, current)
+				one.Lock()
+				defer one.Unlock()
+				read(shard, textOf(current))
+			})
+		})
 	}
 	return nil
 }
@@ -123,29 +110,4 @@ func (m *learnedMaps) note(shard int, current *corev1.ConfigMap) {
 	m.mu.Lock()
 	m.seen[shard] = current
 	m.mu.Unlock()
-}
-
-// learnedSink takes what the API server says about one of the ConfigMaps. It is a cache.ReflectorStore.
-type learnedSink struct {
-	maps  *learnedMaps
-	shard int
-	read  func(text []byte)
-}
-
-func (k *learnedSink) set(o any) error {
-	current, _ := o.(*corev1.ConfigMap)
-	k.maps.note(k.shard, current)
-	k.read(textOf(current))
-	return nil
-}
-
-func (k *learnedSink) Add(o any) error    { return k.set(o) }
-func (k *learnedSink) Update(o any) error { return k.set(o) }
-func (k *learnedSink) Delete(any) error   { return k.set(nil) }
-func (k *learnedSink) Resync() error      { return nil }
-func (k *learnedSink) Replace(list []any, _ string) error {
-	if len(list) == 0 {
-		return k.set(nil)
-	}
-	return k.set(list[0])
 }

@@ -8,9 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/weft-mesh/weft/identity"
@@ -30,31 +27,14 @@ func (c *Cluster) keepRoots(ctx context.Context, l Leadership) {
 			q.Add(o.GetName())
 		}
 	})
-	selector := fields.OneTermEqualSelector("metadata.name", rootConfigMap).String()
-	maps := c.core.ConfigMaps(metav1.NamespaceAll)
 	existing, followMaps := cache.NewInformerWithOptions(cache.InformerOptions{
 		ObjectType: &corev1.ConfigMap{}, Handler: enqueue, Transform: lean,
-		ListerWatcher: &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.FieldSelector = selector
-				return maps.List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				o.FieldSelector = selector
-				return maps.Watch(ctx, o)
-			},
-		}})
-	spaces := c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("namespaces"))
+		ListerWatcher: listWatch(c.core.ConfigMaps(metav1.NamespaceAll), named(rootConfigMap)),
+	})
 	namespaces, followNamespaces := cache.NewInformerWithOptions(cache.InformerOptions{
 		ObjectType: &metav1.PartialObjectMetadata{}, Handler: enqueue, Transform: lean,
-		ListerWatcher: &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				return spaces.List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				return spaces.Watch(ctx, o)
-			},
-		}})
+		ListerWatcher: listWatch(c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("namespaces")), metav1.ListOptions{}),
+	})
 
 	var running sync.WaitGroup
 	defer running.Wait()
