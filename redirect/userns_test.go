@@ -73,7 +73,7 @@ func TestAPodInAUserNamespaceIsRedirectedByItsOwnUIDs(t *testing.T) {
 				ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 200000, Size: 65536}}
 				cmd.SysProcAttr = &syscall.SysProcAttr{
 					Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET, UidMappings: ids, GidMappings: ids,
-					Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL,
+					Credential: &syscall.Credential{Uid: uid, Gid: uid},
 				}
 				stdin, err := cmd.StdinPipe()
 				if err != nil {
@@ -83,7 +83,7 @@ func TestAPodInAUserNamespaceIsRedirectedByItsOwnUIDs(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := cmd.Start(); err != nil {
+				if err := kit.Start(cmd); err != nil {
 					t.Fatalf("start in a user namespace: %v", err)
 				}
 				defer cmd.Wait()

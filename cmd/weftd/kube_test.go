@@ -62,8 +62,7 @@ func startReplicaAs(t testing.TB, api *kubernetes.APIServer, account string, bas
 	defer log.Close()
 	r.cmd.Stderr = log
 	r.cmd.Env = append(os.Environ(), fmt.Sprintf("POD_NAME=istiod-%d", base))
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := r.cmd.Start(); err != nil {
+	if err := kit.Start(r.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() { r.cmd.Wait(); close(r.done) }()

@@ -85,8 +85,7 @@ func (c *controlPlane) start(args ...string) {
 	program := kit.Program(c.t, "weftd")
 	c.cmd = exec.Command(program, append([]string{"--config", c.objects, "--ca-dir", c.ca, "--jwks", c.jwks, "--token-issuer", issuerName}, args...)...)
 	c.cmd.Stderr = &c.log
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.cmd.Start(); err != nil {
+	if err := kit.Start(c.cmd); err != nil {
 		c.t.Fatal(err)
 	}
 	c.done = make(chan struct{})

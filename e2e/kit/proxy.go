@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -33,8 +32,7 @@ func StartProxy(t testing.TB, config, admin string, env map[string]string) *Prox
 	p := &Proxy{t: t, admin: admin, done: make(chan struct{})}
 	p.cmd = exec.Command(Envoy(t), "--config-yaml", config, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	if err := Start(p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() { p.cmd.Wait(); close(p.done) }()
