@@ -20,12 +20,10 @@ import (
 // TestNoAppRunsAroundTheMeshWhileTheNetworkPluginRewritesItsFiles: 100 rewrites of the node's network configuration, in every way and order, while 50 pods of the
 // mesh start. Some of them get a network without the plugin; none may run its app before that is repaired.
 func TestNoAppRunsAroundTheMeshWhileTheNetworkPluginRewritesItsFiles(t *testing.T) {
-	const pods, rewrites = 50, 100
 	c := open(t)
 	ns := c.namespace()
-	// Two files that the runtime would use, of one network, so that addresses come from one place whichever it takes.
-	text := c.wide("net")
-	c.only(map[string]string{"10-net.conflist": text})
+	primary := &primary{c, "10-net.conflist", c.wide("net")}
+	c.only(map[string]string{primary.file: primary.text})
 	c.install(nil)
 
 	// A pod without the annotation gets out: the listener is there, and an app that is not redirected would reach it.
@@ -33,38 +31,61 @@ func TestNoAppRunsAroundTheMeshWhileTheNetworkPluginRewritesItsFiles(t *testing.
 	control.Annotations = nil
 	c.sees(c.start(control), outside)
 
+	for _, p := range primary.race(50, func(name string) *corev1.Pod { return withSidecar(c.app(ns, name)) }) {
+		c.neverAround(p, taken)
+	}
+}
+
+// primary is a network plugin that writes its file again and again. Beside it, another file comes and goes that the runtime would use instead, of the same
+// network, so that addresses come from one place whichever it takes.
+type primary struct {
+	*cluster
+	file, text string
+}
+
+// other sorts before any primary's file.
+const other = "05-other.conflist"
+
+// race starts pods while the network's files are rewritten, 100 times at least and until all apps run. Then the file is as it was.
+func (p *primary) race(pods int, pod func(name string) *corev1.Pod) (all []*corev1.Pod) {
+	t := p.t
+	t.Helper()
+	const rewrites = 100
 	began := time.Now()
 	var writer sync.WaitGroup
 	var running atomic.Bool
+	stop := func() { running.Store(true); writer.Wait() }
+	defer stop() // also when a pod does not start
 	written := 0
 	writer.Go(func() {
-		for written < rewrites || !running.Load() {
-			c.rewrite(text)
+		for written < rewrites || !running.Load() && !t.Failed() {
+			p.rewrite()
 			written++
 		}
-		c.settle(text)
+		p.settle()
 	})
-	var all []*corev1.Pod
 	for i := range pods {
-		all = append(all, c.start(withSidecar(c.app(ns, fmt.Sprintf("pod-%d", i)))))
+		all = append(all, p.start(pod(fmt.Sprintf("pod-%d", i))))
 	}
-	for _, p := range all {
-		c.waits(p, 5*time.Minute)
+	for _, pod := range all {
+		p.waits(pod, 5*time.Minute)
 	}
 	t.Logf("all %d apps run %s after the first was created", pods, time.Since(began).Round(time.Millisecond))
-	running.Store(true)
-	writer.Wait()
-	t.Logf("%d rewrites in %s", written, time.Since(began).Round(time.Millisecond))
-	c.chained("10-net.conflist")
-	for _, p := range all {
-		c.sees(p, taken) // a container that runs may not have written yet
-		c.never(p)
-		if n := c.restarts(p); n != 0 {
-			t.Errorf("pod %s: %d restarts", p.Name, n)
-		}
+	stop()
+	p.chained(p.file)
+	t.Logf("%d rewrites in %s; pods that got their network without the plugin and were repaired before their app ran: %q", written, time.Since(began).Round(time.Millisecond),
+		p.metric(`weft_node_repairs_total{reason="start",result="repaired"}`))
+	return all
+}
+
+// neverAround fails the test unless the app saw this at last, and the listener outside never, in a pod without restarts.
+func (c *cluster) neverAround(p *corev1.Pod, want string) {
+	c.t.Helper()
+	c.sees(p, want) // a container that runs may not have written yet
+	c.never(p)
+	if n := c.restarts(p); n != 0 {
+		c.t.Errorf("pod %s: %d restarts", p.Name, n)
 	}
-	repaired := c.metric(`weft_node_repairs_total{reason="start",result="repaired"}`)
-	t.Logf("pods that got their network without the plugin and were repaired before their app ran: %q", repaired)
 }
 
 // waits until the pod's app runs.
@@ -88,11 +109,9 @@ func (c *cluster) wide(name string) string {
 	return strings.ReplaceAll(text, ".109\"", ".249\"")
 }
 
-const name, other = "10-net.conflist", "05-net.conflist"
-
 // rewrite does one of the things that network plugins do to their files, and waits a little.
-func (c *cluster) rewrite(text string) {
-	path := func(name string) string { return filepath.Join(c.ConfDir, name) }
+func (p *primary) rewrite() {
+	path := func(name string) string { return filepath.Join(p.ConfDir, name) }
 	away := func(name string) error {
 		if err := os.Remove(path(name)); err != nil && !os.IsNotExist(err) {
 			return err
@@ -100,34 +119,34 @@ func (c *cluster) rewrite(text string) {
 		return nil
 	}
 	ways := []func() error{
-		func() error { return c.replace(name, text) },                          // complete, in one step
-		func() error { return os.WriteFile(path(name), []byte(text), 0o644) },  // in place: for a moment empty
-		func() error { return errors.Join(away(name), c.replace(name, text)) }, // away, and back a little later
-		func() error { return c.replace(other, text) },                         // another file that sorts first comes
-		func() error { return away(other) },                                    // and goes
+		func() error { return p.replace(p.file) },                                 // complete, in one step
+		func() error { return os.WriteFile(path(p.file), []byte(p.text), 0o644) }, // in place: for a moment empty
+		func() error { return errors.Join(away(p.file), p.replace(p.file)) },      // away, and back a little later
+		func() error { return p.replace(other) },                                  // another file that sorts first comes
+		func() error { return away(other) },                                       // and goes
 	}
 	if err := ways[rand.IntN(len(ways))](); err != nil {
-		c.t.Error(err)
+		p.t.Error(err)
 	}
 	time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond) // the pace of the rewrites
 }
 
-// replace puts a file in place in one step.
-func (c *cluster) replace(name, text string) error {
-	temporary := filepath.Join(c.ConfDir, name+".new")
-	if err := os.WriteFile(temporary, []byte(text), 0o644); err != nil {
+// replace puts the network's text in place in one step, as a file of that name.
+func (p *primary) replace(name string) error {
+	temporary := filepath.Join(p.ConfDir, name+".new")
+	if err := os.WriteFile(temporary, []byte(p.text), 0o644); err != nil {
 		return err
 	}
-	return os.Rename(temporary, filepath.Join(c.ConfDir, name))
+	return os.Rename(temporary, filepath.Join(p.ConfDir, name))
 }
 
 // settle leaves one file.
-func (c *cluster) settle(text string) {
-	err := c.replace(name, text)
-	if gone := os.Remove(filepath.Join(c.ConfDir, other)); gone != nil && !os.IsNotExist(gone) {
+func (p *primary) settle() {
+	err := p.replace(p.file)
+	if gone := os.Remove(filepath.Join(p.ConfDir, other)); gone != nil && !os.IsNotExist(gone) {
 		err = errors.Join(err, gone)
 	}
 	if err != nil {
-		c.t.Error(err)
+		p.t.Error(err)
 	}
 }

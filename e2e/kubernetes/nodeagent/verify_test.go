@@ -43,15 +43,7 @@ func installed(t *testing.T) *cluster {
 func TestVerifyInstallSaysWhatIsWrongWithANodesChain(t *testing.T) {
 	c := installed(t)
 	c.verified("")
-	name, entry := "", ""
-	for file, text := range c.conf() {
-		if strings.Contains(text, `"type":"weft-cni"`) {
-			name, entry = file, text
-		}
-	}
-	if name == "" {
-		t.Fatalf("no list has the plugin: %v", c.conf())
-	}
+	name, entry := c.entry()
 
 	// The agent is gone, the network plugin writes its list anew, and somebody tidies the plugins up.
 	c.selectNodes(map[string]any{"weft.dev/nowhere": "true"})
@@ -81,6 +73,18 @@ func TestVerifyInstallSaysWhatIsWrongWithANodesChain(t *testing.T) {
 	c.verified("01-old.conflist")
 	c.remove("01-old.conflist")
 	c.verified("")
+}
+
+// entry is the file that has our entry, and its text.
+func (c *cluster) entry() (file, text string) {
+	c.t.Helper()
+	for file, text := range c.conf() {
+		if strings.Contains(text, `"type":"weft-cni"`) {
+			return file, text
+		}
+	}
+	c.t.Fatalf("no list has the plugin: %v", c.conf())
+	return "", ""
 }
 
 // verified waits until `weft verify-install` finds a problem that it describes in these words, or none with "". Its exit status says the same.
