@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -13,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -36,7 +34,7 @@ type controlPlane struct {
 	objects string
 	ca      string
 	cmd     *exec.Cmd
-	log     syncBuffer
+	log     kit.Output
 	done    chan struct{}
 }
 
@@ -48,24 +46,6 @@ func newControlPlane(t testing.TB) *controlPlane {
 	c.put("bookinfo", bookinfo)
 	t.Cleanup(func() { c.stop(syscall.SIGTERM) })
 	return c
-}
-
-// syncBuffer may be read while a process writes to it.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // put writes one file of objects, atomically.

@@ -1,13 +1,11 @@
 package kit
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -17,7 +15,7 @@ type Proxy struct {
 	t     testing.TB
 	cmd   *exec.Cmd
 	admin string
-	log   lockedBuffer
+	log   Output
 	done  chan struct{}
 }
 
@@ -100,22 +98,4 @@ func (p *Proxy) Stat(name string) int {
 		}
 	}
 	return -1
-}
-
-// lockedBuffer collects what a process writes.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -7,9 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/weft-mesh/weft/e2e/kit"
 )
 
 func TestLogsTailSinceAndTimestamps(t *testing.T) {
@@ -42,24 +43,6 @@ func TestLogsTailSinceAndTimestamps(t *testing.T) {
 	}
 }
 
-// lockedBuffer is written by one goroutine and read by another.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func TestLogsFollowUntilTheContainerEnds(t *testing.T) {
 	n := newNode(t, nil)
 	pod := n.start(`
@@ -70,7 +53,7 @@ spec:
   volumes: [{name: v, emptyDir: {}}]
 `)
 	n.until(pod, "ready", ready)
-	var out lockedBuffer
+	var out kit.Output
 	done := make(chan error, 1)
 	go func() { done <- n.Logs(context.Background(), pod.UID, "app", LogOptions{Follow: true}, &out) }()
 	eventually(t, "the first line", func() bool { return out.String() == "one\n" })
@@ -89,7 +72,7 @@ func TestLogFileIsTurnedAndFollowedAcross(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out lockedBuffer
+	var out kit.Output
 	done := make(chan error, 1)
 	go func() { done <- l.stream(context.Background(), LogOptions{Follow: true}, &out) }()
 	line := strings.Repeat("x", 1<<20)
