@@ -23,11 +23,7 @@ type delta struct {
 	clusters []step
 	// tables are the route configurations that the proxy asked for, and whose virtual hosts it has not heard of since.
 	tables map[string]struct{}
-	// questions are the names of virtual hosts that requests of the app wait for.
-	questions []string
-	// returning: an on-demand proxy that connected again has not said yet what it has asked for in its life. Until it has, nothing that
-	// it has is sent again or taken from it.
-	returning, recalled bool
+	app    app
 
 	last struct { // what steps found out
 		have, want []*envoy.Set
@@ -42,13 +38,11 @@ type deltaType struct {
 	names    map[string]struct{} // other subscriptions
 
 	have     []*envoy.Set      // cursor
-	known    map[string]string // before the first response: what the proxy says it has
+	known    map[string]string // what the proxy says it has; until the first response, and for as long as it is returning
 	first    bool              // the first request was not dealt with yet
 	forced   map[string]struct{}
 	absent   map[string]struct{} // asked for, and not there: to be said at once
 	gone     map[string]struct{} // to be removed when nothing refers to it any more
-	expected map[string]struct{} // endpoints that are sent before the proxy asks, since it will
-	wanting  []string            // clusters that are in nobody's Demand, and are asked for
 	groups   []group             // parts of a rejected response, to be sent on their own
 	inflight []*response         // the oldest first; more than one only while the app waits for something
 	refused  map[string]refusal
@@ -106,22 +100,6 @@ func (d *delta) request(t envoy.Type, r *request) error {
 	return nil
 }
 
-// overtaken handles the first request for endpoints when some were sent before it. Envoy drops what it is sent of a type that it has not asked
-// for, and never answers it; whether it had done so already when they came cannot be known. So they are sent again, and nobody waits for the answer to the first.
-func (d *delta) overtaken(r *request) error {
-	ty := &d.types[envoy.Endpoints]
-	ty.asked, ty.inflight, ty.expected = true, nil, nil
-	if err := d.subscribe(envoy.Endpoints, r.subscribe); err != nil {
-		return err
-	}
-	for name, version := range r.initial {
-		if res := lookup(d.s.wanted(envoy.Endpoints), envoy.Endpoints, name); res != nil && res.Version == version {
-			delete(ty.forced, name)
-		}
-	}
-	return nil
-}
-
 // wildcardType: an empty first subscription means "everything" for these only (xDS
 // protocol: "How the client specifies what resources to return"; for virtual hosts it is what Envoy does).
 func wildcardType(t envoy.Type) bool {
@@ -135,7 +113,7 @@ func (d *delta) next() *frame {
 	held := false // something that others may refer to cannot be sent yet
 	for t := range envoy.NumTypes {
 		ty := &d.types[t]
-		if !ty.asked && !(t == envoy.Endpoints && d.unasked()) || !d.due(t) {
+		if !ty.asked && !(t == envoy.Endpoints && d.early()) || !d.due(t) {
 			continue
 		}
 		if len(ty.inflight) > 0 && !d.urgent(t) {
@@ -150,11 +128,14 @@ func (d *delta) next() *frame {
 			return f
 		}
 	}
-	if d.returned(held); held || !d.waiting().IsZero() || d.s.curious() {
+	if held {
+		return nil
+	}
+	if d.returned(); !d.waiting().IsZero() || d.s.curious() {
 		return nil
 	}
 	for _, t := range [...]envoy.Type{envoy.Listener, envoy.Route, envoy.VirtualHost, envoy.Cluster, envoy.Endpoints, envoy.Secret} {
-		if d.returning && (t == envoy.Cluster || t == envoy.Endpoints || t == envoy.VirtualHost) {
+		if d.app.returning && (t == envoy.Cluster || t == envoy.Endpoints || t == envoy.VirtualHost) {
 			continue
 		}
 		if f := d.remove(t); f != nil {
@@ -164,19 +145,13 @@ func (d *delta) next() *frame {
 	return nil
 }
 
-// unasked reports whether endpoints are to be sent although the proxy has asked for none yet, since their clusters were sent.
-func (d *delta) unasked() bool {
-	ty := &d.types[envoy.Endpoints]
-	return len(d.clusters) > 0 || d.s.appetite != nil && len(ty.expected) > 0 && len(ty.forced) > 0
-}
-
 func (d *delta) pending() bool {
 	for t := range envoy.NumTypes {
 		if ty := &d.types[t]; len(ty.gone) > 0 || ty.asked && d.due(t) {
 			return true
 		}
 	}
-	return d.returning || len(d.clusters) > 0
+	return d.app.returning || len(d.clusters) > 0
 }
 
 // due reports whether there is something to send of a type, leaving removals
@@ -189,7 +164,7 @@ func (d *delta) due(t envoy.Type) bool {
 	if t == envoy.Endpoints && len(d.clusters) > 0 {
 		return true
 	}
-	if t == envoy.VirtualHost && (len(d.questions) > 0 || len(d.tables) > 0 && d.incomplete()) {
+	if t == envoy.VirtualHost && (len(d.app.hosts) > 0 || len(d.tables) > 0 && d.incomplete()) {
 		return true
 	}
 	want := d.s.wanted(t)
@@ -230,9 +205,9 @@ func (d *delta) lost(t envoy.Type, removed []string, want []*envoy.Set) {
 	}
 	for _, name := range removed {
 		delete(ty.refused, name)
-		delete(ty.expected, name)
+		d.forgo(t, name)
 		// What left one scope may have come into another.
-		if ty.wants(name) && lookup(want, t, name) == nil {
+		if d.wants(t, name) && lookup(want, t, name) == nil {
 			ty.gone = add(ty.gone, name)
 		}
 	}
@@ -261,7 +236,7 @@ func (d *delta) send(t envoy.Type) *frame {
 		if first || len(d.tables) > 0 {
 			d.complete(r, want)
 		}
-		if len(d.questions) > 0 {
+		if len(d.app.hosts) > 0 {
 			a = d.answers(r, want)
 		}
 	}
@@ -275,12 +250,10 @@ func (d *delta) send(t envoy.Type) *frame {
 		parts = a.segments(r.lists)
 	}
 	ty.have, ty.first, ty.known, ty.forced, ty.absent = want, false, nil, nil, nil
-	if d.returning && len(known) > 0 {
+	if d.app.returning && len(known) > 0 {
 		ty.known = known
-		for _, l := range r.lists {
-			for _, res := range l {
-				known[strings.Clone(res.Name)] = res.Version
-			}
+		for _, res := range slices.Concat(r.lists...) {
+			known[res.Name] = res.Version
 		}
 	}
 	if r.count() == 0 && len(r.removed) == 0 && len(r.answers) == 0 && !(first && len(known) == 0 && ty.wildcard) {
@@ -295,9 +268,6 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 	var changes []*change
 	var removed []string
 	follow := d.follow(t)
-	for _, st := range follow {
-		d.expect(st)
-	}
 	for _, st := range d.steps(ty.have, want) {
 		with := false
 		if i := slices.Index(follow, st); i >= 0 && ty.all {
@@ -314,15 +284,7 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 			d.clusters = append(d.clusters, st)
 		}
 	}
-	for _, st := range follow {
-		if st.to == nil {
-			continue
-		}
-		c := d.s.change(st, envoy.Cluster, false)
-		for _, e := range companions(c.updated, st.to) {
-			ty.forced = add(ty.forced, e.Name)
-		}
-	}
+	d.accompany(follow)
 	d.lost(t, removed, want)
 	d.vanished(t, r, want)
 	d.withdraw(t, r, want)
@@ -349,20 +311,18 @@ func (d *delta) follow(t envoy.Type) []step {
 	}
 	f := d.clusters
 	d.clusters = nil
+	for _, st := range f {
+		d.foresee(st)
+	}
 	return f
 }
 
-// expect notes endpoints of clusters that Envoy is about to ask for. They are sent right behind the clusters, which saves a round trip, and
-// lets routes follow at once; Envoy's subscription, which comes later, is answered by that. (A late unsubscription, of a cluster that
-// went and has come back meanwhile, changes nothing: Envoy has the endpoints by then.)
-func (d *delta) expect(st step) {
+// accompany makes the endpoints of changed clusters follow them, whether they changed themselves or not.
+func (d *delta) accompany(follow []step) {
 	ty := &d.types[envoy.Endpoints]
-	for _, c := range d.s.change(st, envoy.Cluster, false).updated {
-		if ty.subscribed(c.Name) || ty.all && st.from != nil && find(st.from.Resources[envoy.Cluster], c.Name) != nil {
-			continue
-		}
-		if e := find(st.to.Resources[envoy.Endpoints], c.Name); e != nil {
-			ty.expected = add(ty.expected, e.Name)
+	for _, st := range follow {
+		for _, e := range companions(d.s.change(st, envoy.Cluster, false).updated, st.to) {
+			ty.forced = add(ty.forced, e.Name)
 		}
 	}
 }
@@ -398,13 +358,7 @@ func (d *delta) reconnected(t envoy.Type, r *response, want []*envoy.Set) mem.Bu
 		d.s.server.metrics.unchanged(t, unchanged)
 	}
 	d.lost(t, nil, want)
-	follow := d.follow(t)
-	for _, st := range follow {
-		d.expect(st)
-		for _, e := range companions(d.s.change(st, envoy.Cluster, false).updated, st.to) {
-			ty.forced = add(ty.forced, e.Name)
-		}
-	}
+	d.accompany(d.follow(t))
 	d.vanished(t, r, want)
 	d.withdraw(t, r, want)
 	if len(list) > 0 {
@@ -427,7 +381,7 @@ func (d *delta) forceEndpoints(clusters []*envoy.Resource, sets []*envoy.Set) {
 		}
 		ty.forced = add(ty.forced, c.Name)
 		if known := d.types[envoy.Cluster].known; len(known) > 0 && known[c.Name] == "" && !ty.subscribed(c.Name) {
-			ty.expected = add(ty.expected, c.Name) // new to a proxy that connected again
+			d.app.early = add(d.app.early, c.Name) // new to a proxy that connected again
 		}
 	}
 }
@@ -441,7 +395,7 @@ func (d *delta) vanished(t envoy.Type, r *response, want []*envoy.Set) {
 			continue
 		}
 		delete(ty.forced, name)
-		if ty.wants(name) && !slices.Contains(r.removed, name) {
+		if d.wants(t, name) && !slices.Contains(r.removed, name) {
 			delete(ty.gone, name)
 			r.removed = append(r.removed, name)
 		}
@@ -456,7 +410,7 @@ func (d *delta) pick(t envoy.Type, r *response, want []*envoy.Set, verdicts map[
 	var list []*envoy.Resource
 	for _, l := range r.lists {
 		for _, res := range l {
-			if !ty.wants(res.Name) {
+			if !d.wants(t, res.Name) {
 				continue
 			}
 			delete(ty.forced, res.Name)
@@ -476,7 +430,7 @@ func (d *delta) pick(t envoy.Type, r *response, want []*envoy.Set, verdicts map[
 		}
 	}
 	for name := range ty.forced {
-		if res := lookup(want, t, name); res != nil && ty.wants(name) {
+		if res := lookup(want, t, name); res != nil && d.wants(t, name) {
 			list = append(list, res)
 		}
 	}
@@ -496,7 +450,7 @@ func (d *delta) remove(t envoy.Type) *frame {
 	r := &response{typ: t, previous: ty.have}
 	for name := range ty.gone {
 		switch {
-		case !ty.wants(name):
+		case !d.wants(t, name):
 		case t == envoy.Endpoints && lookup(d.s.wanted(envoy.Cluster), envoy.Cluster, name) == nil:
 			// The cluster went, and with it Envoy's interest.
 		default:
@@ -554,13 +508,6 @@ func sortByName(list []*envoy.Resource) {
 }
 
 func newDelta(s *session) protocol { return &delta{s: s} }
-
-func (d *delta) alarm() time.Time {
-	if !d.returning {
-		return time.Time{}
-	}
-	return d.s.opened.Add(patience)
-}
 
 func (d *delta) waiting() (since time.Time) {
 	for t := range d.types {

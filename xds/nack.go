@@ -41,7 +41,7 @@ func (d *delta) answer(t envoy.Type, r *request, i int) {
 	if t != envoy.VirtualHost {
 		resp.removed = nil // either sent alone, or names that were asked for and are not there
 	} else if len(list) > 0 {
-		d.questions = append(d.questions, resp.answers...)
+		d.app.hosts = append(d.app.hosts, resp.answers...)
 	}
 	switch {
 	case len(list) == 0:
@@ -99,7 +99,7 @@ func (d *delta) sendGroup(t envoy.Type) *frame {
 	ty.groups = slices.Delete(ty.groups, i, i+1)
 	var list []*envoy.Resource
 	for _, old := range g.resources {
-		if res := lookup(ty.have, t, old.Name); res != nil && ty.wants(res.Name) {
+		if res := lookup(ty.have, t, old.Name); res != nil && d.wants(t, res.Name) {
 			list = append(list, res)
 		}
 	}

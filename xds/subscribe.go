@@ -40,7 +40,7 @@ func (d *delta) subscribe(t envoy.Type, names []string) error {
 		}
 		res := lookup(sets, t, name)
 		if t == envoy.Cluster && ty.wildcard {
-			d.wish(ty, name, res)
+			d.wish(name, res)
 			continue
 		}
 		if res == nil && len(name) > maxName {
@@ -57,24 +57,15 @@ func (d *delta) subscribe(t envoy.Type, names []string) error {
 			}
 			ty.names[name] = struct{}{}
 		}
-		switch {
-		case res == nil && ty.known[name] == "":
-			// Never silence: Envoy would wait for initial_fetch_timeout.
-			ty.absent = add(ty.absent, name)
-		case res != nil && !ty.first:
-			if _, sent := ty.expected[name]; sent {
-				delete(ty.expected, name)
-				break
-			}
-			// A proxy that asks again wants an answer, whatever we believe it has.
-			ty.forced = add(ty.forced, name)
+		if t != envoy.Endpoints || ty.first || res == nil || !d.foreseen(name) {
+			d.owe(t, name, res)
 		}
 		if t == envoy.Route && (res == nil || res.VHDS) && ty.known[name] == "" {
 			d.tables = add(d.tables, name)
 		}
 	}
-	if len(ty.names) > maxNames || len(ty.absent)+len(ty.wanting) > maxQuestions {
-		return status.Errorf(codes.ResourceExhausted, "too many %s names: %d, and %d that nothing has", shortName(t), len(ty.names), len(ty.absent)+len(ty.wanting))
+	if len(ty.names) > maxNames || len(ty.absent)+len(d.app.clusters) > maxQuestions {
+		return status.Errorf(codes.ResourceExhausted, "too many %s names: %d, and %d that nothing has", shortName(t), len(ty.names), len(ty.absent)+len(d.app.clusters))
 	}
 	if t == envoy.Endpoints && !ty.all && len(ty.names) >= total(sets, t) && total(sets, t) > 0 {
 		d.collapse(ty, sets)
@@ -82,26 +73,11 @@ func (d *delta) subscribe(t envoy.Type, names []string) error {
 	return nil
 }
 
-// question notes virtual hosts that requests of the app wait for. Their names come from the app.
-func (d *delta) question(names []string) error {
-	if len(d.questions) > maxQuestions {
-		return status.Errorf(codes.ResourceExhausted, "%d virtual hosts were asked for, and no answer to the first was confirmed", len(d.questions))
-	}
-	for _, name := range names {
-		if name != "*" {
-			d.questions = append(d.questions, strings.Clone(name))
-			d.s.hear(envoy.VirtualHost, name)
-		}
-	}
-	return nil
-}
-
-// wish notes a cluster that a connection of the app waits for. Envoy has the others without asking.
-func (d *delta) wish(ty *deltaType, name string, res *envoy.Resource) {
+// owe notes that a proxy waits for an answer. One that asks again does, too, whatever we believe it has; silence would
+// keep it waiting for initial_fetch_timeout.
+func (d *delta) owe(t envoy.Type, name string, res *envoy.Resource) {
+	ty := &d.types[t]
 	switch {
-	case res == nil && d.s.appetite != nil && len(name) <= maxName:
-		ty.wanting = append(ty.wanting, strings.Clone(name))
-		d.s.hear(envoy.Cluster, name)
 	case res == nil && ty.known[name] == "":
 		ty.absent = add(ty.absent, strings.Clone(name))
 	case res != nil && !ty.first:
@@ -150,7 +126,7 @@ func (d *delta) unsubscribe(t envoy.Type, names []string) {
 		delete(ty.absent, name)
 		delete(ty.gone, name)
 		delete(ty.refused, name)
-		delete(ty.expected, name)
+		d.forgo(t, name)
 		if t == envoy.Route {
 			delete(d.tables, name)
 		}
@@ -172,13 +148,10 @@ func (d *delta) expand(ty *deltaType, without string) {
 	}
 }
 
-// wants reports whether the proxy is subscribed to a resource that exists.
-func (ty *deltaType) wants(name string) bool {
-	if ty.wildcard || ty.all || ty.subscribed(name) {
-		return true
-	}
-	_, ok := ty.expected[name]
-	return ok
+// wants reports whether the proxy is subscribed to a resource that exists, or will be.
+func (d *delta) wants(t envoy.Type, name string) bool {
+	ty := &d.types[t]
+	return ty.wildcard || ty.all || ty.subscribed(name) || t == envoy.Endpoints && d.app.foresees(name)
 }
 
 // subscribed reports whether the proxy asked for just this name.
