@@ -11,19 +11,33 @@ import (
 // A bundle is everything derived from one host for one class of clients. It is rebuilt only when something it was built from
 // changed, and shared between all scopes in which it would come out the same.
 type bundle struct {
+	inputs
 	svc      *mesh.Service
+	upstream *upstream
+	used     atomic.Uint64 // generation of the last World that contains it
+
+	resources []*Resource   // those of upstream, listeners of its own addresses and their routes
+	vhosts    []portHost    // for the routes of ports that several hosts share
+	chains    []sharedChain // for listeners on ports that several hosts share
+	beside    [][]string    // clusters that one connection may need at once: those of one inline table, with its mirrors
+}
+
+// An upstream is the clusters of one host with their endpoints. Those who call it by its short name, and have virtual hosts of their own
+// for that, share it with all others.
+type upstream struct {
+	inputs
+	rule      *mesh.DestinationRule // nil when none applies
+	resources []*Resource
+}
+
+// inputs are what something was derived from.
+type inputs struct {
 	client   client
 	reads    []read        // whose answers depend on the client
 	common   []read        // whose answers do not
 	checked  atomic.Uint64 // 1 + generation of the World in which common last read the same
 	uses     uses
 	problems []Problem
-	used     atomic.Uint64 // generation of the last World that contains it
-
-	resources []*Resource   // clusters, endpoints, listeners of its own addresses and their routes
-	vhosts    []portHost    // for the routes of ports that several hosts share
-	chains    []sharedChain // for listeners on ports that several hosts share
-	beside    [][]string    // clusters that one connection may need at once: those of one inline table, with its mirrors
 }
 
 // portHost is a virtual host in the RouteConfiguration of one port.
@@ -34,17 +48,16 @@ type portHost struct {
 
 // fits reports whether clients of class c may share b, as far as that depends on the clients.
 func (b *bundle) fits(c client) bool {
-	if b.client.router != c.router {
-		return false
-	}
 	// Short names mean the service only in its own namespace.
-	if (b.client.namespace == b.svc.Namespace) != (c.namespace == b.svc.Namespace) {
-		return false
-	}
-	return (b.uses&usesNamespace == 0 || b.client.namespace == c.namespace) &&
-		(b.uses&usesLabels == 0 || b.client.namespace == c.namespace && b.client.class == c.class) &&
-		(b.uses&usesLocality == 0 || b.client.locality == c.locality) &&
-		(b.uses&usesDiscovery == 0 || b.client.lazy == c.lazy)
+	return b.inputs.fits(c) && (b.client.namespace == b.svc.Namespace) == (c.namespace == b.svc.Namespace)
+}
+
+func (in *inputs) fits(c client) bool {
+	return in.client.router == c.router &&
+		(in.uses&usesNamespace == 0 || in.client.namespace == c.namespace) &&
+		(in.uses&usesLabels == 0 || in.client.namespace == c.namespace && in.client.class == c.class) &&
+		(in.uses&usesLocality == 0 || in.client.locality == c.locality) &&
+		(in.uses&usesDiscovery == 0 || in.client.lazy == c.lazy)
 }
 
 // A pool holds what Worlds and scopes share: bundles by host, and single Resources by content.
@@ -134,7 +147,11 @@ func (p *pool) sweep(generation uint64) {
 // bundle returns the bundle of a service as v's clients see it.
 func (w *World) bundle(v *view, svc *mesh.Service) *bundle {
 	var relative *bundle // built for like clients, of older inputs
+	var up *upstream
 	for _, b := range w.pool.candidates(svc.Host) {
+		if b.svc == svc && up == nil && b.upstream.fits(v.client) && b.upstream.holds(v, w.generation) {
+			up = b.upstream
+		}
 		if !b.fits(v.client) {
 			continue
 		}
@@ -146,7 +163,14 @@ func (w *World) bundle(v *view, svc *mesh.Service) *bundle {
 			relative = b
 		}
 	}
-	b := buildBundle(v.fork(), svc)
+	if up == nil {
+		up = buildUpstream(v.fork(), svc)
+		if relative != nil {
+			up.resources = keep(relative.upstream.resources, up.resources)
+		}
+		up.checked.Store(w.generation + 1)
+	}
+	b := buildBundle(v.fork(), svc, up)
 	if relative != nil {
 		b.takeOver(relative)
 	}
@@ -157,28 +181,33 @@ func (w *World) bundle(v *view, svc *mesh.Service) *bundle {
 	return b
 }
 
-// holds reports whether the bundle would come out the same. What does not depend on the client is looked up once for all scopes.
+// holds reports whether the bundle would come out the same.
 func (b *bundle) holds(v *view, generation uint64) bool {
-	if b.checked.Load() != generation+1 {
-		if !v.holds(b.common) {
+	return b.upstream.holds(v, generation) && b.inputs.holds(v, generation)
+}
+
+// holds reports whether all that was read would read the same. What does not depend on the client is looked up once for all scopes.
+func (in *inputs) holds(v *view, generation uint64) bool {
+	if in.checked.Load() != generation+1 {
+		if !v.holds(in.common) {
 			return false
 		}
-		b.checked.Store(generation + 1)
+		in.checked.Store(generation + 1)
 	}
-	return v.holds(b.reads)
+	return v.holds(in.reads)
 }
 
 // remember takes over what a view has read.
-func (b *bundle) remember(v *view) {
+func (in *inputs) remember(v *view) {
 	for _, r := range v.reads {
 		switch r.(type) {
 		case meshRead, endpointsRead, modesRead:
-			b.common = append(b.common, r)
+			in.common = append(in.common, r)
 		default:
-			b.reads = append(b.reads, r)
+			in.reads = append(in.reads, r)
 		}
 	}
-	b.uses, b.problems = v.uses, v.problems
+	in.client, in.uses, in.problems = v.client, v.uses, v.problems
 }
 
 // takeOver keeps old pointers for what came out the same.

@@ -37,32 +37,43 @@ func clusterSNI(port uint16, subset, host string) string {
 	return "outbound_." + strconv.Itoa(int(port)) + "_." + subset + "_." + host
 }
 
-// A hostBuilder makes the bundle of one service.
+// A hostBuilder makes the bundle of one service, or its upstream.
 type hostBuilder struct {
 	*view
-	svc    *mesh.Service
-	rule   *mesh.DestinationRule // nil when none applies
-	config *meshconfig.MeshConfig
-	routed hostRoutes
-	out    *bundle
+	svc       *mesh.Service
+	rule      *mesh.DestinationRule // nil when none applies
+	config    *meshconfig.MeshConfig
+	routed    hostRoutes
+	resources []*Resource
+	out       *bundle
 }
 
-func buildBundle(v *view, svc *mesh.Service) *bundle {
-	h := &hostBuilder{view: v, svc: svc, config: v.mesh(), out: &bundle{svc: svc, client: v.client}}
-	h.rule = v.rule(svc)
+func buildUpstream(v *view, svc *mesh.Service) *upstream {
+	h := &hostBuilder{view: v, svc: svc, config: v.mesh(), rule: v.rule(svc)}
 	h.checkRule()
 	if h.alias() == svc {
 		for _, p := range svc.Ports {
 			h.clusters(p)
 		}
 	}
+	u := &upstream{rule: h.rule, resources: h.resources}
+	u.remember(v)
+	return u
+}
+
+// buildBundle takes the rule from up: the bundle is read again whenever that is.
+func buildBundle(v *view, svc *mesh.Service, up *upstream) *bundle {
+	h := &hostBuilder{view: v, svc: svc, config: v.mesh(), rule: up.rule, out: &bundle{svc: svc, upstream: up}}
 	if !v.client.router {
 		h.routed = v.routes(svc.Host)
 		for _, p := range svc.Ports {
 			h.listen(p)
 		}
 	}
+	h.out.resources = slices.Concat(up.resources, h.resources)
 	h.out.remember(v)
+	h.out.uses |= up.uses
+	h.out.problems = slices.Concat(up.problems, v.problems)
 	return h.out
 }
 
@@ -93,7 +104,7 @@ func (h *hostBuilder) refs() []mesh.Ref {
 	return refs
 }
 
-func (h *hostBuilder) add(r *Resource) { h.out.resources = append(h.out.resources, r) }
+func (h *hostBuilder) add(r *Resource) { h.resources = append(h.resources, r) }
 
 // clusters adds the cluster of a port and those of the DestinationRule's subsets, each with its endpoints.
 func (h *hostBuilder) clusters(p mesh.Port) {

@@ -117,7 +117,7 @@ func (h *hostBuilder) ownListener(p mesh.Port, addresses []netip.Addr, port uint
 	case mesh.ProtocolAuto:
 		h.uses |= usesDiscovery
 		routeName := virtualHostName(h.svc.Host, p.Number)
-		if !slices.ContainsFunc(h.out.resources, func(r *Resource) bool { return r.Type == Route && r.Name == routeName }) {
+		if !slices.ContainsFunc(h.resources, func(r *Resource) bool { return r.Type == Route && r.Name == routeName }) {
 			// The address says which host is meant, whatever the Host header says.
 			vh := h.virtualHost(p, routeName, []string{"*"})
 			h.add(routeTable(routeName, []*virtualHost{vh}))
