@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"fmt"
+	"math"
 	"math/big"
 	"slices"
 	"strconv"
@@ -11,9 +12,9 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
@@ -127,8 +128,10 @@ type clusterBuilder struct {
 
 func (c *clusterBuilder) build(subset *networking.Subset) {
 	p := policyFor(ruleSpec(c.rule), subset, c.port.Number)
-	m := c.cluster(p, subset)
-	if err := invalid(m); err != nil && c.rule != nil {
+	m, more := c.cluster(p, subset)
+	if c.rule == nil {
+		// All of it is ours.
+	} else if err := invalid(m); err != nil {
 		// Envoy would refuse it, and with it perhaps the whole response.
 		field := "spec.trafficPolicy"
 		if subset != nil {
@@ -136,21 +139,28 @@ func (c *clusterBuilder) build(subset *networking.Subset) {
 		}
 		c.problem(c.rule.Ref, field, fmt.Sprintf("Envoy would refuse it: %v. Until it is corrected the policy is left out for %s", err, m.Name))
 		p = policy{}
-		m = c.cluster(p, subset)
+		m, more = c.cluster(p, subset)
 	}
-	c.add(newResource(Cluster, m.Name, m, c.refs()...))
+	c.add(rawResource(Cluster, m.Name, append(marshal(m), more...), c.refs()...))
 	if m.GetType() == cluster.Cluster_EDS {
-		c.add(newResource(Endpoints, m.Name, c.assignment(m.Name, p, subset), c.refs()...))
+		c.add(rawResource(Endpoints, m.Name, c.assignment(m.Name, p, subset), c.refs()...))
 	}
 }
 
-func (c *clusterBuilder) cluster(p policy, subset *networking.Subset) *cluster.Cluster {
+// Field numbers of cluster.v3.Cluster.
+const (
+	fieldClusterMetadata      = 25
+	fieldClusterProtocol      = 36 // typed_extension_protocol_options
+	fieldClusterSocketMatches = 43
+)
+
+// cluster is a message and more fields of it, in the wire format.
+func (c *clusterBuilder) cluster(p policy, subset *networking.Subset) (*cluster.Cluster, []byte) {
 	name := clusterName(c.port.Number, subset.GetName(), c.svc.Host)
 	m := &cluster.Cluster{
 		Name:                 name,
 		ConnectTimeout:       connectTimeout(c.config),
 		ClusterDiscoveryType: c.discovery(p),
-		Metadata:             c.metadata(subset),
 	}
 	switch m.GetType() {
 	case cluster.Cluster_EDS:
@@ -164,9 +174,10 @@ func (c *clusterBuilder) cluster(p policy, subset *networking.Subset) *cluster.C
 	}
 	p.apply(m)
 	c.weighLocalities(m, p)
-	c.protocol(m, p)
-	c.secure(m, p, subset.GetName())
-	return m
+	more := make([]byte, 0, 768)
+	more = nest(more, fieldClusterMetadata, func(b []byte) []byte { return c.appendMetadata(b, subset) })
+	more = c.protocol(more, m, p)
+	return m, c.secure(more, m, p, subset.GetName())
 }
 
 // invalid says why Envoy would refuse a cluster: what its API's rules tell, and what only its code knows.
@@ -213,37 +224,45 @@ func dnsAssignment(name, host string, p mesh.Port) *endpoint.ClusterLoadAssignme
 	}
 }
 
-// metadata is for telemetry, and for people who read a config dump.
-func (c *clusterBuilder) metadata(subset *networking.Subset) *core.Metadata {
-	service, _ := structpb.NewStruct(map[string]any{ // strings cannot fail
-		"host": c.svc.Host, "name": c.svc.Name, "namespace": c.svc.Namespace,
+// appendMetadata is for telemetry, and for people who read a config dump.
+func (c *clusterBuilder) appendMetadata(b []byte, subset *networking.Subset) []byte {
+	return appendEntry(b, fieldFilterMetadata, "istio", func(b []byte) []byte {
+		if c.rule != nil {
+			b = appendStringField(b, "config", "/apis/networking.istio.io/v1/namespaces/"+c.rule.Namespace+"/destination-rule/"+c.rule.Name)
+		}
+		b = appendEntry(b, fieldStructFields, "default_original_port", func(b []byte) []byte {
+			b = protowire.AppendTag(b, fieldNumberValue, protowire.Fixed64Type)
+			return protowire.AppendFixed64(b, math.Float64bits(float64(c.port.Number)))
+		})
+		if c.svc.External {
+			b = appendEntry(b, fieldStructFields, "external", func(b []byte) []byte { return appendNumber(b, fieldBoolValue, 1) })
+		}
+		b = appendEntry(b, fieldStructFields, "services", func(b []byte) []byte {
+			return nest(b, fieldListValue, func(b []byte) []byte {
+				return nest(b, fieldListValues, func(b []byte) []byte {
+					return nest(b, fieldStructValue, func(b []byte) []byte {
+						b = appendStringField(b, "host", c.svc.Host)
+						b = appendStringField(b, "name", c.svc.Name)
+						return appendStringField(b, "namespace", c.svc.Namespace)
+					})
+				})
+			})
+		})
+		if subset != nil {
+			b = appendStringField(b, "subset", subset.GetName())
+		}
+		return b
 	})
-	fields := map[string]*structpb.Value{
-		"default_original_port": structpb.NewNumberValue(float64(c.port.Number)),
-		"services": structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{
-			structpb.NewStructValue(service),
-		}}),
-	}
-	if c.rule != nil {
-		fields["config"] = structpb.NewStringValue(
-			"/apis/networking.istio.io/v1/namespaces/" + c.rule.Namespace + "/destination-rule/" + c.rule.Name)
-	}
-	if subset != nil {
-		fields["subset"] = structpb.NewStringValue(subset.GetName())
-	}
-	if c.svc.External {
-		fields["external"] = structpb.NewBoolValue(true)
-	}
-	return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{"istio": {Fields: fields}}}
 }
 
 // protocol chooses what is spoken upstream. A sidecar passes on what its app speaks; a gateway's clients choose HTTP/2 by themselves, which tells
 // nothing about the app, so a gateway speaks HTTP/1.1 unless the port is declared to know better.
-func (c *clusterBuilder) protocol(m *cluster.Cluster, p policy) {
+// It appends to the further fields of m.
+func (c *clusterBuilder) protocol(more []byte, m *cluster.Cluster, p policy) []byte {
 	if c.port.Protocol == mesh.ProtocolTCP || c.port.Protocol == mesh.ProtocolTLS || c.port.Protocol == mesh.ProtocolHTTPS {
 		// Only a route can make requests of it (TLS origination by a DestinationRule); HTTP/1.1 then, which is the default.
 		if p.http() == nil && p.tcp().GetMaxConnectionDuration() == nil {
-			return
+			return more
 		}
 	}
 	http := p.http()
@@ -274,6 +293,8 @@ func (c *clusterBuilder) protocol(m *cluster.Cluster, p policy) {
 				ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: h1},
 			},
 		}
+	case p.pool == nil && p.tls == nil:
+		return append(more, downstreamProtocol...)
 	default:
 		o.UpstreamProtocolOptions = useDownstreamProtocol(h1, h2)
 	}
@@ -285,7 +306,17 @@ func (c *clusterBuilder) protocol(m *cluster.Cluster, p policy) {
 		}
 	}
 	setHTTPProtocol(m, o)
+	return more
 }
+
+// downstreamProtocol is the further field that nearly all clusters of sidecars have.
+var downstreamProtocol = func() []byte {
+	var m cluster.Cluster
+	setHTTPProtocol(&m, &upstreamhttp.HttpProtocolOptions{
+		UpstreamProtocolOptions: useDownstreamProtocol(&core.Http1ProtocolOptions{}, &core.Http2ProtocolOptions{}),
+	})
+	return marshal(&m)
+}()
 
 func useDownstreamProtocol(h1 *core.Http1ProtocolOptions, h2 *core.Http2ProtocolOptions) *upstreamhttp.HttpProtocolOptions_UseDownstreamProtocolConfig {
 	return &upstreamhttp.HttpProtocolOptions_UseDownstreamProtocolConfig{

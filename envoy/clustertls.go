@@ -7,7 +7,6 @@ import (
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -18,11 +17,12 @@ import (
 const systemRoots = "/etc/ssl/certs/ca-certificates.crt"
 
 // secure chooses the transport of a cluster: what the DestinationRule says, else mesh TLS to each endpoint that takes it.
-func (c *clusterBuilder) secure(m *cluster.Cluster, p policy, subset string) {
+// It appends to the further fields of m.
+func (c *clusterBuilder) secure(more []byte, m *cluster.Cluster, p policy, subset string) []byte {
 	sni := clusterSNI(c.port.Number, subset, c.svc.Host)
 	switch mode := p.tls.GetMode(); {
 	case p.tls == nil:
-		c.autoMTLS(m, sni)
+		return c.autoMTLS(more, m, sni)
 	case mode == networking.ClientTLSSettings_DISABLE:
 	case mode == networking.ClientTLSSettings_ISTIO_MUTUAL:
 		if s := p.tls.GetSni(); s != "" {
@@ -36,13 +36,21 @@ func (c *clusterBuilder) secure(m *cluster.Cluster, p policy, subset string) {
 	default:
 		m.TransportSocket = c.originate(p.tls)
 	}
+	return more
 }
+
+// Field numbers of cluster.v3.Cluster.TransportSocketMatch.
+const (
+	fieldSocketMatchName   = 1
+	fieldSocketMatch       = 2
+	fieldSocketMatchSocket = 3
+)
 
 // autoMTLS uses mesh TLS exactly with those endpoints whose metadata says that they take it, so that one cluster can hold pods with and
 // without a sidecar (Istio: "Auto mutual TLS").
-func (c *clusterBuilder) autoMTLS(m *cluster.Cluster, sni string) {
+func (c *clusterBuilder) autoMTLS(more []byte, m *cluster.Cluster, sni string) []byte {
 	if auto := c.config.GetEnableAutoMtls(); auto != nil && !auto.GetValue() || c.svc.External {
-		return
+		return more
 	}
 	switch m.GetType() {
 	case cluster.Cluster_STRICT_DNS:
@@ -54,12 +62,13 @@ func (c *clusterBuilder) autoMTLS(m *cluster.Cluster, sni string) {
 	default:
 		// What matches nothing gets the cluster's own socket, which is plaintext. Istio says so in a second entry; that would be a
 		// seventh of each cluster's bytes, on the wire and in the proxy.
-		m.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{
-			Name:            "tlsMode-istio",
-			Match:           &structpb.Struct{Fields: map[string]*structpb.Value{"tlsMode": structpb.NewStringValue("istio")}},
-			TransportSocket: clientMTLS(sni, c.alpn(), c.identities()),
-		}}
+		more = nest(more, fieldClusterSocketMatches, func(b []byte) []byte {
+			b = appendText(b, fieldSocketMatchName, "tlsMode-istio")
+			b = nest(b, fieldSocketMatch, appendTLSMode)
+			return appendMessage(b, fieldSocketMatchSocket, marshal(clientMTLS(sni, c.alpn(), c.identities())))
+		})
 	}
+	return more
 }
 
 // alpn tells the server's proxy what is inside the TLS.

@@ -3,21 +3,40 @@ package envoy
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
-	"google.golang.org/protobuf/types/known/structpb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/weft-mesh/weft/mesh"
 )
 
-// assignment lists the ready endpoints of a port, or of one subset of it, by locality.
-func (c *clusterBuilder) assignment(name string, p policy, subset *networking.Subset) *endpoint.ClusterLoadAssignment {
-	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
+// Field numbers of endpoint.v3 and of core.v3's addresses.
+const (
+	fieldAssignmentCluster = 1
+	fieldAssignmentGroups  = 2
+
+	fieldGroupEndpoints = 2
+
+	fieldEndpoint         = 1
+	fieldEndpointHealth   = 2
+	fieldEndpointMetadata = 3
+	fieldEndpointWeight   = 4
+	fieldEndpointAddress  = 1 // of what fieldEndpoint holds
+	fieldEndpointHostname = 3
+
+	fieldSocketAddress     = 1
+	fieldSocketAddressIP   = 2
+	fieldSocketAddressPort = 3
+)
+
+// assignment is a ClusterLoadAssignment: the ready endpoints of a port, or of one subset of it, by locality.
+func (c *clusterBuilder) assignment(name string, p policy, subset *networking.Subset) []byte {
+	out := &endpoint.ClusterLoadAssignment{}
 	groups := map[mesh.Locality]*endpoint.LocalityLbEndpoints{}
+	members := map[*endpoint.LocalityLbEndpoints][]byte{}
 	for i, e := range c.endpoints {
 		if !e.Ready || subset != nil && !hasLabels(e.Labels, subset.GetLabels()) {
 			continue
@@ -30,15 +49,7 @@ func (c *clusterBuilder) assignment(name string, p policy, subset *networking.Su
 		}
 		weight := max(e.Weight, 1)
 		g.LoadBalancingWeight.Value += weight
-		g.LbEndpoints = append(g.LbEndpoints, &endpoint.LbEndpoint{
-			HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{
-				Address:  ipAddress(e.Address, e.Port),
-				Hostname: e.Hostname,
-			}},
-			HealthStatus:        core.HealthStatus_HEALTHY,
-			LoadBalancingWeight: endpointWeight(weight),
-			Metadata:            endpointMetadata(e, c.modes[i]),
-		})
+		members[g] = appendEndpoint(members[g], e, weight, c.modes[i])
 	}
 	slices.SortFunc(out.Endpoints, func(a, b *endpoint.LocalityLbEndpoints) int {
 		return cmp.Or(
@@ -48,15 +59,37 @@ func (c *clusterBuilder) assignment(name string, p policy, subset *networking.Su
 		)
 	})
 	c.spread(out, p)
-	return out
+	b := appendText(nil, fieldAssignmentCluster, name)
+	for _, g := range out.Endpoints {
+		b = appendMessage(b, fieldAssignmentGroups, append(marshal(g), members[g]...))
+	}
+	return b
 }
 
-// endpointWeight leaves out what Envoy takes for granted.
-func endpointWeight(w uint32) *wrapperspb.UInt32Value {
-	if w == 1 {
-		return nil
-	}
-	return u32(w)
+// appendEndpoint appends an LbEndpoint to its group. A weight of 1 is what Envoy takes for granted.
+func appendEndpoint(b []byte, e *mesh.Endpoint, weight uint32, mode mesh.MTLSMode) []byte {
+	return nest(b, fieldGroupEndpoints, func(b []byte) []byte {
+		b = nest(b, fieldEndpoint, func(b []byte) []byte {
+			b = nest(b, fieldEndpointAddress, func(b []byte) []byte {
+				return nest(b, fieldSocketAddress, func(b []byte) []byte {
+					b = appendText(b, fieldSocketAddressIP, e.Address.Unmap().String())
+					return appendNumber(b, fieldSocketAddressPort, uint32(e.Port))
+				})
+			})
+			if e.Hostname != "" {
+				b = appendText(b, fieldEndpointHostname, e.Hostname)
+			}
+			return b
+		})
+		b = appendNumber(b, fieldEndpointHealth, uint32(core.HealthStatus_HEALTHY))
+		if mode != mesh.MTLSDisable || e.Workload != nil {
+			b = nest(b, fieldEndpointMetadata, func(b []byte) []byte { return appendEndpointMetadata(b, e.Workload, mode) })
+		}
+		if weight != 1 {
+			b = nest(b, fieldEndpointWeight, func(b []byte) []byte { return appendNumber(b, fieldWrapped, weight) })
+		}
+		return b
+	})
 }
 
 func locality(l mesh.Locality) *core.Locality {
@@ -66,29 +99,23 @@ func locality(l mesh.Locality) *core.Locality {
 	return &core.Locality{Region: l.Region, Zone: l.Zone, SubZone: l.SubZone}
 }
 
-// endpointMetadata tells the cluster whether the endpoint takes mesh TLS, and telemetry whose it is, as Istio writes it:
+// appendEndpointMetadata tells the cluster whether the endpoint takes mesh TLS, and telemetry whose it is, as Istio writes it:
 // "workload;namespace;canonical service;canonical revision;cluster".
-func endpointMetadata(e *mesh.Endpoint, mode mesh.MTLSMode) *core.Metadata {
-	m := &core.Metadata{FilterMetadata: map[string]*structpb.Struct{}}
+func appendEndpointMetadata(b []byte, w *mesh.Workload, mode mesh.MTLSMode) []byte {
 	if mode != mesh.MTLSDisable {
-		m.FilterMetadata["envoy.transport_socket_match"] = &structpb.Struct{
-			Fields: map[string]*structpb.Value{"tlsMode": structpb.NewStringValue("istio")},
-		}
+		b = appendEntry(b, fieldFilterMetadata, "envoy.transport_socket_match", appendTLSMode)
 	}
-	if w := e.Workload; w != nil {
-		owner := w.Owner
-		if owner == "" {
-			owner = w.Name
-		}
-		m.FilterMetadata["istio"] = &structpb.Struct{Fields: map[string]*structpb.Value{
-			"workload": structpb.NewStringValue(owner + ";" + w.Namespace + ";" + canonicalName(w) + ";" + canonicalRevision(w) + ";Kubernetes"),
-		}}
+	if w == nil {
+		return b
 	}
-	if len(m.FilterMetadata) == 0 {
-		return nil
-	}
-	return m
+	return appendEntry(b, fieldFilterMetadata, "istio", func(b []byte) []byte {
+		return appendStringField(b, "workload", strings.Join(
+			[]string{cmp.Or(w.Owner, w.Name), w.Namespace, canonicalName(w), canonicalRevision(w), "Kubernetes"}, ";"))
+	})
 }
+
+// appendTLSMode is what endpoints that take mesh TLS have, and clusters look for.
+func appendTLSMode(b []byte) []byte { return appendStringField(b, "tlsMode", "istio") }
 
 func canonicalName(w *mesh.Workload) string {
 	return cmp.Or(w.Labels["service.istio.io/canonical-name"], w.Labels["app.kubernetes.io/name"], w.Labels["app"], w.Owner, w.Name)
