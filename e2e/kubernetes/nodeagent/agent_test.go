@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -26,7 +26,7 @@ import (
 	"github.com/weft-mesh/weft/e2e/kit"
 )
 
-const daemonSet = "weft-node"
+const daemonSet, agentLabel = "weft-node", "k8s-app=istio-cni-node"
 
 // values are what differs from an ordinary node: the image is this checkout's.
 func (c *cluster) values() map[string]any {
@@ -68,7 +68,8 @@ func (c *cluster) manifests(change map[string]any) []byte {
 // deploy gives the chart to the cluster and does not wait.
 func (c *cluster) deploy(change map[string]any) {
 	c.t.Helper()
-	c.apply(c.manifests(change))
+	once.chart = c.manifests(change)
+	c.apply(once.chart)
 }
 
 // install deploys the agent and waits until it says that new pods are redirected.
@@ -99,7 +100,7 @@ func (c *cluster) rolledOut() {
 
 // agentPod is the agent's newest pod, nil without any.
 func (c *cluster) agentPod() *corev1.Pod {
-	list, err := c.api.CoreV1().Pods(system).List(context.Background(), metav1.ListOptions{LabelSelector: "k8s-app=istio-cni-node"})
+	list, err := c.api.CoreV1().Pods(system).List(context.Background(), metav1.ListOptions{LabelSelector: agentLabel})
 	if err != nil || len(list.Items) == 0 {
 		return nil
 	}
@@ -107,13 +108,10 @@ func (c *cluster) agentPod() *corev1.Pod {
 	return &p
 }
 
-// stop takes the agent away without undoing anything, as a crash or a drained DaemonSet would.
+// stop takes the agent away without undoing anything, as a drained DaemonSet would.
 func (c *cluster) stop() {
 	c.t.Helper()
-	err := c.api.AppsV1().DaemonSets(system).Delete(context.Background(), daemonSet, metav1.DeleteOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		c.t.Fatal(err)
-	}
+	c.deleteAgent()
 	c.within(patience, func() string {
 		if p := c.agentPod(); p != nil {
 			return "the agent's pod is still there"
@@ -122,39 +120,67 @@ func (c *cluster) stop() {
 	})
 }
 
+func (c *cluster) deleteAgent() {
+	c.t.Helper()
+	err := c.api.AppsV1().DaemonSets(system).Delete(context.Background(), daemonSet, metav1.DeleteOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		c.t.Fatal(err)
+	}
+}
+
 // uninstall does what `weft uninstall` does to the node: the DaemonSet's own pod undoes what it did, says so, and goes.
 func (c *cluster) uninstall() {
 	c.t.Helper()
-	ctx := context.Background()
-	defer c.forget()
-	d, err := c.api.AppsV1().DaemonSets(system).Get(ctx, daemonSet, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		// A test that stopped it: its state is on the node.
-		if _, err := os.Stat(filepath.Join(c.Root, "var/lib/weft/node/undo.json")); os.IsNotExist(err) {
-			return
-		}
-		c.deploy(nil)
-		d, err = c.api.AppsV1().DaemonSets(system).Get(ctx, daemonSet, metav1.GetOptions{})
-	}
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	args := append([]string{"uninstall", "--stay"}, d.Spec.Template.Spec.Containers[0].Args...)
-	if slices.Contains(d.Spec.Template.Spec.Containers[0].Args, "uninstall") {
-		args = args[2:]
-	}
+	args := append([]string{"uninstall", "--stay"}, c.agentArgs()...)
 	c.patchAgent(func(d *appsv1.DaemonSet) { d.Spec.Template.Spec.Containers[0].Args = args })
 	c.rolledOut()
 	c.stop()
 }
 
-// forget deletes what is left of the chart in the API server, so that whoever installs the mesh next finds nothing.
-func (c *cluster) forget() {
+// agentArgs are those of the agent when it serves, nil when there is no DaemonSet.
+func (c *cluster) agentArgs() []string {
 	c.t.Helper()
-	cmd := exec.Command(filepath.Join(c.Dir, "kubectl"), "delete", "--ignore-not-found", "-f", "-")
-	cmd.Stdin = bytes.NewReader(c.manifests(nil))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		c.t.Errorf("kubectl delete: %v\n%s", err, out)
+	d, err := c.api.AppsV1().DaemonSets(system).Get(context.Background(), daemonSet, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return slices.DeleteFunc(d.Spec.Template.Spec.Containers[0].Args, func(a string) bool { return a == "uninstall" || a == "--stay" })
+}
+
+// reset undoes the agent's work after a test, also that of one which the test stopped. The agent's own program does it on the node, without the
+// seconds in which its pods are replaced and end.
+func (c *cluster) reset() {
+	c.t.Helper()
+	args := c.agentArgs()
+	c.deleteAgent()
+	now := int64(0)
+	if err := c.api.CoreV1().Pods(system).DeleteCollection(context.Background(), metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{LabelSelector: agentLabel}); err != nil {
+		c.t.Fatal(err)
+	}
+	c.within(patience, func() string { // the API server forgets it before it has ended
+		conn, err := net.Dial("unix", filepath.Join(c.Root, "run/weft/agent.sock"))
+		if err == nil {
+			conn.Close()
+			return "the agent still answers"
+		}
+		if p := c.agentPod(); p != nil {
+			return "the agent's pod is still there"
+		}
+		return ""
+	})
+	if _, err := os.Stat(filepath.Join(c.Root, "var/lib/weft/node/undo.json")); err == nil {
+		if args == nil { // a test that stopped it: how it was called is in the chart
+			c.deploy(nil)
+			args = c.agentArgs()
+			c.stop()
+		}
+		c.command(filepath.Join(c.Dir, "enter"), append([]string{kit.Program(c.t, "weft-node"), "uninstall"}, args...)...)
+	}
+	if c.tainted() {
+		c.patchNode(c.api, c.Node, taints())
 	}
 }
 

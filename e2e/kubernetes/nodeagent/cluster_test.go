@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -46,11 +45,11 @@ type cluster struct {
 	target string // of apps: a listener that is not in the mesh
 }
 
-// once is what all tests of a run share.
+// once is what all tests of a run share; they run one after the other.
 var once struct {
-	sync.Mutex
 	opened   bool
 	original map[string]string // the node's network configuration before the first test
+	chart    []byte            // the agent's objects, left in the API server between tests
 }
 
 // connect reaches the node as an administrator, and changes nothing.
@@ -80,8 +79,6 @@ func open(t *testing.T) *cluster {
 	t.Helper()
 	c := connect(t)
 	c.target = listenOutside(t, net.JoinHostPort(c.NodeIP, "0"))
-	once.Lock()
-	defer once.Unlock()
 	if !once.opened {
 		c.firstTime()
 		once.opened = true
@@ -90,7 +87,7 @@ func open(t *testing.T) *cluster {
 		if t.Failed() {
 			c.explain()
 		}
-		c.uninstall()
+		c.reset()
 		c.restore()
 	})
 	return c
@@ -107,7 +104,7 @@ func (c *cluster) firstTime() {
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		c.t.Fatal(err)
 	}
-	c.uninstall()
+	c.reset()
 	once.original = c.conf()
 }
 

@@ -1,9 +1,11 @@
 package nodeagent
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -41,7 +43,25 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "the node of "+directory+": "+err.Error())
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := forget(); err != nil {
+		fmt.Fprintln(os.Stderr, "cleaning up:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// forget deletes the agent's objects from the API server, so that whoever installs the mesh next finds nothing.
+func forget() error {
+	if once.chart == nil {
+		return nil
+	}
+	cmd := exec.Command(filepath.Join(os.Getenv(directory), "kubectl"), "delete", "--ignore-not-found", "-f", "-")
+	cmd.Stdin = bytes.NewReader(once.chart)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("kubectl delete: %w: %s", err, out)
+	}
+	return nil
 }
 
 // enter starts this program again inside the node's network namespace, so that everything in it dials and listens as the node does.
