@@ -1,10 +1,10 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"syscall"
@@ -41,40 +41,41 @@ const (
 
 // run returns nil when the proxy is ready, and what is missing when it is not after w.For.
 func (w wait) run() error {
-	ip := net.ParseIP(w.PodIP)
-	if ip == nil {
+	ip, err := netip.ParseAddr(w.PodIP)
+	if err != nil {
 		return fmt.Errorf("the environment variable POD_IP is %q, want the pod's IP address (fieldRef status.podIP)", w.PodIP)
 	}
-	address := net.JoinHostPort(w.PodIP, strconv.Itoa(w.Port))
+	proof := netip.AddrPortFrom(ip, uint16(w.Port))
 	began := time.Now()
 	deadline := began.Add(w.For)
 	var status int
-	var err error
 	for first := true; ; first = false {
-		s, e := ask(address, deadline)
+		s, e := ask(proof, deadline)
 		if s == 200 {
 			return nil
 		}
 		// A request that ran out of time, as the last one may, says less than the answer before it.
-		if first || !timedOut(e) {
+		if first || !errors.Is(e, errLate) {
 			status, err = s, e
 		}
 		passed := time.Since(began)
 		pause := min(max(passed/patiently, shortestPause), longestPause)
 		if passed+pause >= w.For {
-			return fmt.Errorf("the proxy is not ready after %v, so nothing else of this pod is started: %s", w.For, w.why(status, err))
+			return fmt.Errorf("the proxy is not ready after %v, so nothing else of this pod is started: %s", w.For, w.why(ip, status, err))
 		}
-		time.Sleep(pause)
+		// Not time.Sleep, which brings up Go's poller and a second thread: each is a part of a millisecond of a core that Envoy wants.
+		nap := syscall.NsecToTimespec(pause.Nanoseconds())
+		_ = syscall.Nanosleep(&nap, nil) // a signal may end it early
 	}
 }
 
 // why tells which link is missing, from the last answer and from the proxy's health port, which answers 200 as soon as the proxy
 // has its configuration.
-func (w wait) why(status int, err error) string {
+func (w wait) why(ip netip.Addr, status int, err error) string {
 	if w.Port == w.HealthPort {
 		return w.withoutConfiguration(status, err)
 	}
-	health, healthErr := ask(net.JoinHostPort(w.PodIP, strconv.Itoa(w.HealthPort)), time.Now().Add(patience))
+	health, healthErr := ask(netip.AddrPortFrom(ip, uint16(w.HealthPort)), time.Now().Add(patience))
 	if health != 200 {
 		return w.withoutConfiguration(health, healthErr)
 	}
@@ -99,45 +100,65 @@ func (w wait) withoutConfiguration(status int, err error) string {
 	return fmt.Sprintf("port %d: %s", w.HealthPort, outcome(status, err))
 }
 
-// timedOut: a connection, or an answer, did not come in time.
-func timedOut(err error) bool {
-	var n net.Error
-	return errors.As(err, &n) && n.Timeout()
-}
+// errLate: a connection, or an answer, did not come in time.
+var errLate = errors.New("no answer in time")
 
 func outcome(status int, err error) string {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
-	case timedOut(err):
-		return "no answer in time"
 	case err != nil:
 		return err.Error()
 	}
 	return "answer " + strconv.Itoa(status)
 }
 
-// ask is one request on a connection of its own: a connection that is kept would outlive the rules that redirect it.
-func ask(address string, deadline time.Time) (status int, err error) {
+// ask is one request on a connection of its own: a connection that is kept would outlive the rules that redirect it. It speaks to the
+// kernel itself: package net would bring up a poller and its threads, on a node whose cores are busy with the start of this very pod.
+func ask(to netip.AddrPort, deadline time.Time) (status int, err error) {
 	if most := time.Now().Add(patience); deadline.After(most) {
 		deadline = most
 	}
-	d := net.Dialer{Deadline: deadline}
-	c, err := d.Dial("tcp", address)
+	var domain int
+	var peer syscall.Sockaddr
+	if ip := to.Addr().Unmap(); ip.Is4() {
+		domain, peer = syscall.AF_INET, &syscall.SockaddrInet4{Port: int(to.Port()), Addr: ip.As4()}
+	} else {
+		domain, peer = syscall.AF_INET6, &syscall.SockaddrInet6{Port: int(to.Port()), Addr: ip.As16()}
+	}
+	fd, err := syscall.Socket(domain, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, err
 	}
-	defer c.Close()
-	if err := c.SetDeadline(deadline); err != nil {
+	defer syscall.Close(fd)
+	// socket(7): SO_SNDTIMEO bounds connect and write, SO_RCVTIMEO read.
+	if err := within(fd, syscall.SO_SNDTIMEO, deadline); err != nil {
 		return 0, err
 	}
-	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: weft-wait\r\nConnection: close\r\n\r\n", path, address); err != nil {
-		return 0, err
+	if err := syscall.Connect(fd, peer); err != nil {
+		return 0, late(err)
 	}
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil {
-		return 0, err
+	if _, err := syscall.Write(fd, []byte("GET "+path+" HTTP/1.1\r\nHost: "+to.String()+"\r\nUser-Agent: weft-wait\r\nConnection: close\r\n\r\n")); err != nil {
+		return 0, late(err)
 	}
+	answer := make([]byte, 0, 256)
+	for !bytes.ContainsRune(answer, '\n') && len(answer) < cap(answer) {
+		if err := within(fd, syscall.SO_RCVTIMEO, deadline); err != nil {
+			return 0, err
+		}
+		n, err := syscall.Read(fd, answer[len(answer):cap(answer)])
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			return 0, late(err)
+		}
+		if n == 0 {
+			break
+		}
+		answer = answer[:len(answer)+n]
+	}
+	line, _, _ := strings.Cut(string(answer), "\n")
 	protocol, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 	code, _, _ := strings.Cut(rest, " ")
 	status, err = strconv.Atoi(code)
@@ -145,4 +166,22 @@ func ask(address string, deadline time.Time) (status int, err error) {
 		return 0, fmt.Errorf("%q is no HTTP answer", line)
 	}
 	return status, nil
+}
+
+// within lets the socket's next calls block until the deadline, or says that it has passed.
+func within(fd, option int, deadline time.Time) error {
+	left := time.Until(deadline)
+	if left <= 0 {
+		return errLate
+	}
+	t := syscall.NsecToTimeval(max(left, time.Millisecond).Nanoseconds()) // 0 would be for ever
+	return syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, option, &t)
+}
+
+// late: how the kernel says that the time of SO_SNDTIMEO (connect: EINPROGRESS, else EAGAIN) or SO_RCVTIMEO is over.
+func late(err error) error {
+	if err == syscall.EINPROGRESS || err == syscall.EAGAIN || err == syscall.ETIMEDOUT {
+		return errLate
+	}
+	return err
 }
