@@ -292,11 +292,7 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 	if (ty.wildcard || ty.all) && len(ty.forced) == 0 && len(verdicts) == 0 {
 		var parts mem.BufferSlice
 		for _, c := range changes {
-			if c.body != nil {
-				parts = append(parts, mem.SliceBuffer(c.body))
-			} else {
-				parts = segments(parts, c.updated)
-			}
+			parts = append(parts, c.parts...)
 		}
 		return parts
 	}

@@ -1,9 +1,11 @@
 package xds
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
+	"github.com/cespare/xxhash/v2"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -16,9 +18,18 @@ type change struct {
 	once    sync.Once
 	updated []*envoy.Resource // new or different, sorted by name
 	removed []string
-	body    []byte // the Segments of updated in a row; nil when there was no room to keep it
+	parts   mem.BufferSlice // the Segments of updated in a row
+	runs    []*run          // that parts consist of
 	used    atomic.Uint64
 	done    atomic.Bool
+}
+
+// A run is the Segments of a few resources copied into one buffer, so that a stream does not write a thousand small ones. Scopes see mostly
+// the same: what one writes first, others share.
+type run struct {
+	list  []*envoy.Resource
+	body  []byte
+	users int // changes
 }
 
 type changeKey struct {
@@ -35,17 +46,28 @@ type changes struct {
 	mu         sync.Mutex
 	entries    map[changeKey]*change
 	generation atomic.Uint64
-	kept       atomic.Int64 // bytes in bodies
+
+	runsMu sync.Mutex
+	runs   map[*envoy.Resource][]*run // by the first of their resources
+	kept   int                        // bytes in runs
 }
 
-// keepBodies bounds the memory for bodies. Beyond it a response is put together
-// from the segments, which costs more system calls' worth of copying but no memory.
-const keepBodies = 128 << 20
+// keepRuns bounds the memory for runs. Beyond it a response is put together
+// from the segments, which takes longer but no memory.
+const keepRuns = 128 << 20
+
+// runLength is how many resources make a run, on average. The name of a resource says whether one ends with it, so that a resource which only
+// some scopes have makes a difference to one run, and not to all that follow.
+const runLength = 16
+
+func endsRun(r *envoy.Resource) bool { return xxhash.Sum64String(r.Name)%runLength == 0 }
 
 // keepGenerations is how many publications an unused entry survives.
 const keepGenerations = 3
 
-func newChanges() *changes { return &changes{entries: make(map[changeKey]*change)} }
+func newChanges() *changes {
+	return &changes{entries: make(map[changeKey]*change), runs: make(map[*envoy.Resource][]*run)}
+}
 
 // get returns the step from one Set to another.
 func (c *changes) get(k changeKey) *change {
@@ -61,20 +83,71 @@ func (c *changes) get(k changeKey) *change {
 	e.once.Do(func() {
 		defer e.done.Store(true)
 		e.compute(k)
-		var size int
-		for _, r := range e.updated {
-			size += len(r.Segment)
-		}
-		if c.kept.Add(int64(size)) > keepBodies {
-			c.kept.Add(int64(-size))
-			return
-		}
-		e.body = make([]byte, 0, size)
-		for _, r := range e.updated {
-			e.body = append(e.body, r.Segment...)
-		}
+		c.encode(e)
 	})
 	return e
+}
+
+// encode fills e.parts.
+func (c *changes) encode(e *change) {
+	c.runsMu.Lock()
+	defer c.runsMu.Unlock()
+	for rest := e.updated; len(rest) > 0; {
+		n := 1 + slices.IndexFunc(rest, endsRun)
+		if n == 0 {
+			n = len(rest)
+		}
+		if r := c.run(rest[:n]); r != nil {
+			r.users++
+			e.runs = append(e.runs, r)
+			e.parts = append(e.parts, mem.SliceBuffer(r.body))
+		} else {
+			e.parts = segments(e.parts, rest[:n])
+		}
+		rest = rest[n:]
+	}
+}
+
+// run finds or makes the run of these resources; nil for a single one, whose Segment needs no copy, and when there is no room. The caller holds runsMu.
+func (c *changes) run(list []*envoy.Resource) *run {
+	if len(list) == 1 {
+		return nil
+	}
+	for _, r := range c.runs[list[0]] {
+		if slices.Equal(r.list, list) {
+			return r
+		}
+	}
+	size := 0
+	for _, r := range list {
+		size += len(r.Segment)
+	}
+	if c.kept+size > keepRuns {
+		return nil
+	}
+	c.kept += size
+	r := &run{list: slices.Clone(list), body: make([]byte, 0, size)}
+	for _, resource := range list {
+		r.body = append(r.body, resource.Segment...)
+	}
+	c.runs[list[0]] = append(c.runs[list[0]], r)
+	return r
+}
+
+// drop gives back what e held. The buffers live on in responses that are still being written.
+func (c *changes) drop(e *change) {
+	c.runsMu.Lock()
+	defer c.runsMu.Unlock()
+	for _, r := range e.runs {
+		if r.users--; r.users > 0 {
+			continue
+		}
+		c.kept -= len(r.body)
+		first := r.list[0]
+		if c.runs[first] = slices.DeleteFunc(c.runs[first], func(o *run) bool { return o == r }); len(c.runs[first]) == 0 {
+			delete(c.runs, first)
+		}
+	}
 }
 
 // sweep is called at each publication and forgets steps that nobody takes any more.
@@ -84,7 +157,7 @@ func (c *changes) sweep() {
 	defer c.mu.Unlock()
 	for k, e := range c.entries {
 		if e.done.Load() && e.used.Load()+keepGenerations < now {
-			c.kept.Add(int64(-len(e.body)))
+			c.drop(e)
 			delete(c.entries, k)
 		}
 	}

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -73,8 +74,8 @@ func TestAStepIsComputedOnceAndForgottenWhenNobodyTakesIt(t *testing.T) {
 	a, b := set("s", 1, service("a", "1")...), set("s", 2, service("a", "2")...)
 	k := changeKey{from: a, to: b, typ: envoy.Cluster}
 	first := c.get(k)
-	if c.get(k) != first || len(first.body) == 0 {
-		t.Error("computed twice, or without a body")
+	if c.get(k) != first || first.parts.Len() == 0 {
+		t.Error("computed twice, or without its parts")
 	}
 	for range keepGenerations {
 		c.sweep()
@@ -85,7 +86,40 @@ func TestAStepIsComputedOnceAndForgottenWhenNobodyTakesIt(t *testing.T) {
 	for range keepGenerations + 1 {
 		c.sweep()
 	}
-	if len(c.entries) != 0 || c.kept.Load() != 0 {
-		t.Errorf("%d steps and %d bytes are kept for nobody", len(c.entries), c.kept.Load())
+	if len(c.entries) != 0 || len(c.runs) != 0 || c.kept != 0 {
+		t.Errorf("%d steps, %d runs and %d bytes are kept for nobody", len(c.entries), len(c.runs), c.kept)
+	}
+}
+
+func TestScopesShareTheBytesOfWhatTheyBothHave(t *testing.T) {
+	var all []*envoy.Resource
+	for i := range 500 {
+		all = append(all, service(fmt.Sprintf("svc-%03d", i), "1")[0])
+	}
+	scope := func(without int) *change {
+		s := &envoy.Set{}
+		s.Resources[envoy.Cluster] = slices.Delete(slices.Clone(all), without, without+1)
+		return &change{updated: s.Resources[envoy.Cluster]}
+	}
+	c := newChanges()
+	a, b := scope(3), scope(333)
+	c.encode(a)
+	alone := c.kept
+	c.encode(b)
+	if more := c.kept - alone; more > alone/4 {
+		t.Errorf("a second scope with nearly the same resources takes %d bytes more than the first, which takes %d", more, alone)
+	}
+	for _, e := range []*change{a, b} {
+		var want []byte
+		for _, r := range e.updated {
+			want = append(want, r.Segment...)
+		}
+		if !bytes.Equal(e.parts.Materialize(), want) {
+			t.Error("the parts are not the segments in a row")
+		}
+		c.drop(e)
+	}
+	if len(c.runs) != 0 || c.kept != 0 {
+		t.Errorf("%d runs and %d bytes are kept for nobody", len(c.runs), c.kept)
 	}
 }

@@ -411,6 +411,7 @@ func (s *session) change(st step, t envoy.Type, with bool) *change {
 	if isPrivate(st.from) || isPrivate(st.to) {
 		c := new(change)
 		c.compute(changeKey{st.from, st.to, t, with})
+		c.parts = segments(nil, c.updated)
 		return c
 	}
 	return s.server.changes.get(changeKey{st.from, st.to, t, with})
