@@ -165,7 +165,7 @@ func (c *clusterBuilder) cluster(p policy, subset *networking.Subset) (*cluster.
 	switch m.GetType() {
 	case cluster.Cluster_EDS:
 		// Without a service_name the endpoints have the cluster's.
-		m.EdsClusterConfig = &cluster.Cluster_EdsClusterConfig{EdsConfig: fromADS()}
+		m.EdsClusterConfig = endpointsFromADS
 	case cluster.Cluster_STRICT_DNS:
 		m.DnsLookupFamily = cluster.Cluster_V4_PREFERRED
 		m.RespectDnsTtl = true
@@ -179,6 +179,8 @@ func (c *clusterBuilder) cluster(p policy, subset *networking.Subset) (*cluster.
 	more = c.protocol(more, m, p)
 	return m, c.secure(more, m, p, subset.GetName())
 }
+
+var endpointsFromADS = &cluster.Cluster_EdsClusterConfig{EdsConfig: fromADS()}
 
 // invalid says why Envoy would refuse a cluster: what its API's rules tell, and what only its code knows.
 func invalid(m *cluster.Cluster) error {

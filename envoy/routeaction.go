@@ -127,6 +127,20 @@ func (b *routeBuilder) mirrors(a *route.RouteAction, h *networking.HTTPRoute) {
 // not seen the request, or (gRPC) says itself that it has not done it. An app's own 503 is an answer.
 const defaultRetryOn = "connect-failure,refused-stream,unavailable,cancelled,reset-before-request"
 
+// What nearly all retry policies say.
+var (
+	retryUndelivered = []*route.HeaderMatcher{{
+		Name:                 undelivered,
+		HeaderMatchSpecifier: &route.HeaderMatcher_PresentMatch{PresentMatch: true},
+	}}
+	retryElsewhere = []*route.RetryPolicy_RetryHostPredicate{{
+		Name: "previous_hosts", // Envoy goes by the type; this is said in each virtual host
+		ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{
+			TypedConfig: anyOf(&previoushosts.PreviousHostsPredicate{}),
+		},
+	}}
+)
+
 // retryPolicy is nil when nothing is retried. Retries avoid hosts that were tried, unless a hash binds requests to one host.
 func (b *routeBuilder) retryPolicy(in *networking.HTTPRetry, hashed bool) *route.RetryPolicy {
 	attempts := uint32(2) // Istio's default, for a MeshConfig without a policy
@@ -154,18 +168,10 @@ func (b *routeBuilder) retryPolicy(in *networking.HTTPRetry, hashed bool) *route
 		if !slices.Contains(conditions, "retriable-headers") {
 			out.RetryOn += ",retriable-headers"
 		}
-		out.RetriableHeaders = []*route.HeaderMatcher{{
-			Name:                 undelivered,
-			HeaderMatchSpecifier: &route.HeaderMatcher_PresentMatch{PresentMatch: true},
-		}}
+		out.RetriableHeaders = retryUndelivered
 	}
 	if ignore := in.GetRetryIgnorePreviousHosts(); ignore.GetValue() || ignore == nil && !hashed {
-		out.RetryHostPredicate = []*route.RetryPolicy_RetryHostPredicate{{
-			Name: "previous_hosts", // Envoy goes by the type; this is said in each virtual host
-			ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{
-				TypedConfig: anyOf(&previoushosts.PreviousHostsPredicate{}),
-			},
-		}}
+		out.RetryHostPredicate = retryElsewhere
 	}
 	if in.GetRetryRemoteLocalities().GetValue() {
 		out.RetryPriority = &route.RetryPolicy_RetryPriority{

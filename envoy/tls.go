@@ -27,21 +27,28 @@ func meshTLSParams() *tls.TlsParameters {
 	}
 }
 
+// What the clusters of the whole mesh say alike.
+var (
+	clientTLSParams = meshTLSParams()
+	ownCertificate  = []*tls.SdsSecretConfig{sdsSecret("default")}
+	meshRoots       = sdsSecret("ROOTCA")
+)
+
 // clientMTLS is the client's half of mesh TLS: the workload's SVID, and a server that is one of the identities. With none given,
 // any identity of the mesh is accepted.
 func clientMTLS(sni string, alpn, identities []string) *core.TransportSocket {
 	return transportSocket(tlsSocketName, &tls.UpstreamTlsContext{
 		Sni: sni,
 		CommonTlsContext: &tls.CommonTlsContext{
-			TlsParams:                      meshTLSParams(),
+			TlsParams:                      clientTLSParams,
 			AlpnProtocols:                  alpn,
-			TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{sdsSecret("default")},
+			TlsCertificateSdsSecretConfigs: ownCertificate,
 			ValidationContextType: &tls.CommonTlsContext_CombinedValidationContext{
 				CombinedValidationContext: &tls.CommonTlsContext_CombinedCertificateValidationContext{
 					DefaultValidationContext: &tls.CertificateValidationContext{
 						MatchTypedSubjectAltNames: exactSANs(tls.SubjectAltNameMatcher_URI, identities),
 					},
-					ValidationContextSdsSecretConfig: sdsSecret("ROOTCA"),
+					ValidationContextSdsSecretConfig: meshRoots,
 				},
 			},
 		},
