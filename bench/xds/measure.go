@@ -141,7 +141,7 @@ func (m *measurement) connect(r *result, attempt string) (figure, error) {
 	if m.serving, err = start(m.size, m.server, file); err != nil {
 		return figure{}, err
 	}
-	var before, after usage
+	var before usage
 	if err := m.serving.ask(&before, "tidy"); err != nil {
 		return figure{}, err
 	}
@@ -149,27 +149,21 @@ func (m *measurement) connect(r *result, attempt string) (figure, error) {
 	if m.crowd, err = start(m.size, "crowd", file); err != nil {
 		return figure{}, err
 	}
-	var h, idle heard
+	var idle heard
 	if err := m.crowd.ask(&idle, "mark"); err != nil {
 		return figure{}, err
 	}
 	if err := m.profiled("connect", "profile "+m.profile); err != nil {
 		return figure{}, err
 	}
-	if err := m.serving.ask(&before, "usage"); err != nil {
-		return figure{}, err
-	}
-	if err := m.crowd.ask(&h, "connect"); err != nil {
-		return figure{}, err
-	}
-	if err := m.serving.ask(&after, "usage"); err != nil {
+	f, after, err := m.between("usage", idle, "connect")
+	if err != nil {
 		return figure{}, err
 	}
 	if err := m.profiled("connect", "profiled"); err != nil {
 		return figure{}, err
 	}
 	r.Peak, r.RSSConnected = after.Max, after.RSS
-	f := figureOf(before, after, idle, h)
 	if err := m.serving.ask(&after, "tidy"); err != nil {
 		return figure{}, err
 	}
@@ -177,13 +171,26 @@ func (m *measurement) connect(r *result, attempt string) (figure, error) {
 	return f, nil
 }
 
-func figureOf(before, after usage, idle, h heard) figure {
+// between tells the server to work, lets the proxies hear of it, and gives the difference and what the server has used in the end. idle is what
+// the proxies had used before.
+func (m *measurement) between(work string, idle heard, hear string) (figure, usage, error) {
+	var before, after usage
+	var h heard
+	if err := m.serving.ask(&before, work); err != nil {
+		return figure{}, after, err
+	}
+	if err := m.crowd.ask(&h, hear); err != nil {
+		return figure{}, after, err
+	}
+	if err := m.serving.ask(&after, "usage"); err != nil {
+		return figure{}, after, err
+	}
 	cpu := after.CPU - before.CPU
 	f := figure{CPU: cpu, CPUMin: cpu, CPUMax: cpu, Messages: h.Messages, Bytes: h.Bytes, Proxies: h.CPU - idle.CPU}
 	if h.Messages > 0 {
 		f.Wall = time.Duration(h.Last - before.At)
 	}
-	return f
+	return f, after, nil
 }
 
 // profiled begins or ends a CPU profile if this is the work to look at.
@@ -205,24 +212,17 @@ func (m *measurement) end() {
 
 // once does a work and waits until all proxies that it concerns have heard of it.
 func (m *measurement) once(work string) (figure, error) {
-	var before, after usage
-	var idle, h heard
+	var idle heard
 	if work == "storm" {
-		// Everybody connects again at once, and tells what he has.
+		// Everybody connects again at once, and tells what he has. That the server notices that they are gone is not measured.
 		if err := m.crowd.ask(&idle, "disconnect"); err != nil {
 			return figure{}, err
 		}
-		time.Sleep(300 * time.Millisecond) // the server notices that they are gone: not measured
-		if err := m.serving.ask(&before, "usage"); err != nil {
+		if err := m.serving.ask(&usage{}, "deserted"); err != nil {
 			return figure{}, err
 		}
-		if err := m.crowd.ask(&h, "connect"); err != nil {
-			return figure{}, err
-		}
-		if err := m.serving.ask(&after, "usage"); err != nil {
-			return figure{}, err
-		}
-		return figureOf(before, after, idle, h), nil
+		f, _, err := m.between("usage", idle, "connect")
+		return f, err
 	}
 	if err := m.crowd.ask(&idle, "mark"); err != nil {
 		return figure{}, err
@@ -243,16 +243,8 @@ func (m *measurement) once(work string) (figure, error) {
 	case work == "elsewhere":
 		concerned = 0
 	}
-	if err := m.serving.ask(&before, verb); err != nil {
-		return figure{}, err
-	}
-	if err := m.crowd.ask(&h, fmt.Sprintf("settle %d", concerned)); err != nil {
-		return figure{}, err
-	}
-	if err := m.serving.ask(&after, "usage"); err != nil {
-		return figure{}, err
-	}
-	return figureOf(before, after, idle, h), nil
+	f, _, err := m.between(verb, idle, fmt.Sprintf("settle %d", concerned))
+	return f, err
 }
 
 // median takes the median of each value by itself.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/weft-mesh/weft/envoy"
 	"github.com/weft-mesh/weft/identity"
@@ -117,6 +120,11 @@ func (w *weft) do(verb string, args []string) (any, error) {
 	case "tidy":
 		tidy()
 		return used()
+	case "deserted":
+		if err := w.deserted(); err != nil {
+			return nil, err
+		}
+		return used()
 	case "profile":
 		var err error
 		if w.profile, err = os.Create(args[0]); err != nil {
@@ -152,6 +160,34 @@ func (w *weft) do(verb string, args []string) (any, error) {
 	}
 	w.publish()
 	return begun, nil
+}
+
+// deserted waits until no proxy is connected any more.
+func (w *weft) deserted() error {
+	metrics := prometheus.NewRegistry()
+	for _, c := range w.server.Collectors() {
+		if err := metrics.Register(c); err != nil {
+			return err
+		}
+	}
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		families, err := metrics.Gather()
+		if err != nil {
+			return err
+		}
+		connected := 0.0
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if f.GetName() == "pilot_xds" {
+					connected += m.GetGauge().GetValue()
+				}
+			}
+		}
+		if connected == 0 {
+			return nil
+		}
+	}
+	return errors.New("proxies are still connected a minute after they left")
 }
 
 // rollout replaces the pods of a service one after the other, 10 ms apart: the cluster could not do it faster.
