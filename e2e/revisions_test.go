@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/e2e/kit"
 )
@@ -62,30 +65,39 @@ func TestRevisionsRunSideBySide(t *testing.T) {
 	}
 }
 
-// revisionIs waits until an app's sidecar is of a revision: the webhook's, and the control plane that it is connected to.
+// revisionIs waits until all sidecars of an app are of a revision: the webhook's, and the control plane that they are connected to.
 func (ns *Namespace) revisionIs(app, revision string) {
 	ns.T.Helper()
 	Eventually(ns.T, app+" is of revision "+revision, func() error {
 		pods := ns.pods("app=" + app)
-		if len(pods) != 1 {
-			return fmt.Errorf("%d pods", len(pods))
+		if len(pods) == 0 {
+			return errors.New("it has no pods")
 		}
-		if status := pods[0].Annotations["sidecar.istio.io/status"]; !strings.Contains(status, fmt.Sprintf("%q:%q", "revision", revision)) {
-			return fmt.Errorf("injected with %s", status)
-		}
-		rs, err := ns.Cluster.Call(ns.T.Context(), ns.Name, pods[0].Name, "http://127.0.0.1:15000/clusters")
-		if err != nil {
-			return err
-		}
-		want := "istiod." // the name that the proxy dials
-		if revision != "default" {
-			want = "istiod-" + revision + "."
-		}
-		for line := range strings.Lines(rs[0].Body) {
-			if strings.HasPrefix(line, "xds-grpc::") && strings.Contains(line, "::hostname::"+want) {
-				return nil
+		for _, p := range pods {
+			if err := ns.ofRevision(&p, revision); err != nil {
+				return fmt.Errorf("pod %s: %w", p.Name, err)
 			}
 		}
-		return fmt.Errorf("not connected to %s", want)
+		return nil
 	})
+}
+
+func (ns *Namespace) ofRevision(pod *corev1.Pod, revision string) error {
+	if status := pod.Annotations["sidecar.istio.io/status"]; !strings.Contains(status, fmt.Sprintf("%q:%q", "revision", revision)) {
+		return fmt.Errorf("injected with %s", status)
+	}
+	rs, err := ns.Cluster.Call(ns.T.Context(), ns.Name, pod.Name, "http://127.0.0.1:15000/clusters")
+	if err != nil {
+		return err
+	}
+	want := "istiod." // the name that the proxy dials
+	if revision != "default" {
+		want = "istiod-" + revision + "."
+	}
+	for line := range strings.Lines(rs[0].Body) {
+		if strings.HasPrefix(line, "xds-grpc::") && strings.Contains(line, "::hostname::"+want) {
+			return nil
+		}
+	}
+	return fmt.Errorf("not connected to %s", want)
 }

@@ -2,6 +2,8 @@ package programs
 
 import (
 	"context"
+	"path/filepath"
+	"runtime"
 	"time"
 )
 
@@ -27,4 +29,18 @@ func (b *Builder) Images(ctx context.Context) ([]string, error) {
 	}
 	b.say(began, "bin/weft, bin/images/weft.tar")
 	return append(archives, b.path("bin", "images", "weft.tar")), nil
+}
+
+// NextVersion is what [Builder.NextMesh] calls itself.
+const NextVersion = "1.0.1-next"
+
+// NextMesh makes the mesh of the same sources in another version, for tests of upgrades: its command line tool, and the archive of its image.
+func (b *Builder) NextMesh(ctx context.Context) (weft, archive string, err error) {
+	began := time.Now()
+	dir := b.path("bin", "images", "next")
+	if err := b.run(ctx, b.root, nil, "go", "run", "./deploy/images/build", "--host-only", "--version", NextVersion, "--out", dir); err != nil {
+		return "", "", err
+	}
+	b.say(began, "bin/images/next: weft and its image in version %s", NextVersion)
+	return filepath.Join(dir, "linux-"+runtime.GOARCH, "weft"), filepath.Join(dir, "weft.tar"), nil
 }

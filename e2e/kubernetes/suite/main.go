@@ -8,11 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/weft-mesh/weft/e2e/kubernetes/node"
 	"github.com/weft-mesh/weft/e2e/kubernetes/programs"
@@ -25,6 +27,15 @@ type plan struct {
 	nodeAgent string   // tests of package nodeagent; empty means all
 	settings  []string // of weft install: --set
 	discovery string   // what sidecars are told: all that they may see (eager), or what their apps use (on-demand); empty means the mesh's default
+	upgrade   bool     // to another version and back, after the scenarios
+}
+
+// weight of a cluster is its part of the machine: two with few scenarios run at a time, since they wait for pods to come and go; nothing in them is timed.
+func (p plan) weight() int64 {
+	if p.scenarios == brief {
+		return 1
+	}
+	return 2
 }
 
 // brief are the scenarios that depend on the network below: redirection in and out, mutual TLS, the gateway, all protocols.
@@ -35,7 +46,7 @@ const brief = "^(TestS01|TestS05|TestS43|TestS70|TestDualStack|TestFailClosed|Te
 var plans = []plan{
 	{Spec: node.Spec{Name: "e2e-136", Version: "1.36.3", Network: "ptp"}, discovery: "eager"},
 	{Spec: node.Spec{Name: "e2e-137", Version: "1.37.1", Network: "flannel-vxlan"}, discovery: "on-demand"},
-	{Spec: node.Spec{Name: "e2e-hostgw", Version: "1.37.1", Network: "flannel-host-gw", DualStack: true}, scenarios: brief, nodeAgent: none},
+	{Spec: node.Spec{Name: "e2e-hostgw", Version: "1.37.1", Network: "flannel-host-gw", DualStack: true}, scenarios: brief, nodeAgent: none, upgrade: true},
 	{Spec: node.Spec{Name: "e2e-calico", Version: "1.36.3", Network: "calico", ProxyMode: "iptables"}, scenarios: brief, nodeAgent: none},
 	{Spec: node.Spec{Name: "e2e-multus", Version: "1.37.1", Network: "multus"}, scenarios: brief, nodeAgent: none,
 		settings: []string{"values.cni.readPods=true"}}, // Multus passes no annotations on
@@ -63,7 +74,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "only the cluster of this name: e2e-136, e2e-137, ...")
 	flag.StringVar(&o.scenarios, "run", "", "only scenarios that match, as in go test -run; and none of the node agent's tests")
 	flag.BoolVar(&o.keep, "keep", false, "leave clusters up in which something failed")
-	flag.IntVar(&o.atOnce, "at-once", 1, "how many native clusters run at a time: each takes 3 GB of memory, and half of two processors; more make tests wait for one another")
+	flag.IntVar(&o.atOnce, "at-once", 1, "how many native clusters with all scenarios run at a time, or twice as many with few: each takes 3 GB of memory, and half of two processors; more make tests wait for one another")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -88,7 +99,7 @@ func (o options) main(ctx context.Context) error {
 			continue
 		}
 		if o.scenarios != "" {
-			p.scenarios, p.nodeAgent = o.scenarios, none
+			p.scenarios, p.nodeAgent, p.upgrade = o.scenarios, none, false
 		}
 		if err := p.Complete(); err != nil {
 			return err
@@ -107,20 +118,30 @@ func (o options) main(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	next, nextImage := "", ""
+	if slices.ContainsFunc(chosen, func(p plan) bool { return p.upgrade }) {
+		if next, nextImage, err = b.NextMesh(ctx); err != nil {
+			return err
+		}
+	}
 	runs := make([]*run, len(chosen))
 	failures := make([]error, len(chosen))
 	var group errgroup.Group
-	group.SetLimit(max(1, o.atOnce))
+	machine := semaphore.NewWeighted(2 * int64(max(1, o.atOnce)))
 	for i, p := range chosen {
 		p.Images = archives
-		runs[i] = &run{plan: p, builder: b, keep: o.keep, out: os.Stdout}
+		if p.upgrade {
+			p.Images = append(slices.Clip(archives), nextImage)
+		}
+		runs[i] = &run{plan: p, builder: b, keep: o.keep, next: next, out: os.Stdout}
 		if len(chosen) > 1 {
 			runs[i].out = &prefixed{to: os.Stdout, prefix: p.Name + ": "}
 		}
+		if machine.Acquire(ctx, p.weight()) != nil {
+			break // the user has had enough
+		}
 		group.Go(func() error { // one that fails ends no other
-			if ctx.Err() != nil {
-				return nil
-			}
+			defer machine.Release(p.weight())
 			if err := runs[i].all(ctx, bins[i]); err != nil {
 				failures[i] = fmt.Errorf("%s: %w", p.Name, err)
 			}
@@ -130,6 +151,9 @@ func (o options) main(ctx context.Context) error {
 	failed := errors.Join(group.Wait(), ctx.Err())
 	var report []string
 	for i, r := range runs {
+		if r == nil {
+			continue // it was never begun
+		}
 		report = append(report, r.report()...)
 		failed = errors.Join(failed, failures[i])
 	}

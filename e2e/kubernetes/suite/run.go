@@ -22,6 +22,7 @@ type run struct {
 	plan
 	builder *programs.Builder
 	keep    bool
+	next    string    // the other version's weft, for upgrades
 	out     io.Writer // for who watches
 	steps   []step
 }
@@ -83,6 +84,11 @@ func (r *run) tests(ctx context.Context) error {
 	if r.nodeAgent != none {
 		failed = errors.Join(failed, r.step("node agent's tests of an installed mesh", func() error {
 			return r.goTest(ctx, "installed", "./e2e/kubernetes/nodeagent", "^(TestVerifyInstall|TestRealSidecars)", "WEFT_E2E_CLUSTER="+r.Dir)
+		}))
+	}
+	if r.upgrade {
+		failed = errors.Join(failed, r.step("upgrades", func() error {
+			return r.goTest(ctx, "upgrade", "./e2e", "^TestUpgrade", append(env, "WEFT_E2E_NEXT="+r.next)...)
 		}))
 	}
 	failed = errors.Join(failed, r.step("weft uninstall", func() error {
