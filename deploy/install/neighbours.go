@@ -2,6 +2,7 @@ package install
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -263,7 +264,7 @@ func (c *Cluster) keepGateways(ctx context.Context, n *neighbours, p *Plan, o Op
 			stay = append(stay, r)
 			continue
 		}
-		n.notes = append(n.notes, fmt.Sprintf("gateway %s stays with revision %s; move it with --move-gateways when the new control plane has proven itself", r.Name, cmpDefault(revision)))
+		n.notes = append(n.notes, fmt.Sprintf("gateway %s stays with revision %s; move it with --move-gateways when the new control plane has proven itself", r.Name, cmp.Or(revision, "default")))
 	}
 	p.Releases = stay
 	return nil

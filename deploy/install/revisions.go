@@ -128,6 +128,7 @@ func tagOf(image string) string {
 type meshPod struct {
 	namespace, name, revision, image string
 	gateway                          bool
+	pod                              *corev1.Pod
 }
 
 // meshPods are all pods with a proxy that have not ended.
@@ -154,7 +155,7 @@ func asMeshPod(p *corev1.Pod) (meshPod, bool) {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Annotations["sidecar.istio.io/status"] == "" {
 		return meshPod{}, false
 	}
-	m := meshPod{namespace: p.Namespace, name: p.Name, revision: p.Labels["istio.io/rev"], gateway: strings.Contains(p.Annotations["inject.istio.io/templates"], "gateway")}
+	m := meshPod{pod: p, namespace: p.Namespace, name: p.Name, revision: p.Labels["istio.io/rev"], gateway: strings.Contains(p.Annotations["inject.istio.io/templates"], "gateway")}
 	if r := revisionIn(p.Annotations["sidecar.istio.io/status"]); r != "" {
 		m.revision = r // a tag in the label would say less
 	}

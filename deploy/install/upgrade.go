@@ -3,7 +3,6 @@ package install
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -94,46 +93,6 @@ func skew(from, to string) string {
 	return ""
 }
 
-// Outdated are the namespaces with pods whose sidecar is not the newest of its revision, and how many there are.
-func (c *Cluster) Outdated(ctx context.Context, revision string) (map[string]int, error) {
-	hook, err := c.webhookOf(ctx, cmpDefault(revision))
-	if err != nil {
-		return nil, err
-	}
-	image, err := c.proxyImage(ctx, hook.Labels["istio.io/rev"])
-	if err != nil {
-		return nil, err
-	}
-	pods, err := c.meshPods(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]int{}
-	for _, p := range pods {
-		if suffix(p.revision) == suffix(revision) && p.image != image && image != "" {
-			out[p.namespace]++
-		}
-	}
-	return out, nil
-}
-
-// RenewalSteps say how pods get the sidecar of now.
-func (c *Cluster) RenewalSteps(ctx context.Context, revision string) ([]string, error) {
-	outdated, err := c.Outdated(ctx, revision)
-	if err != nil || len(outdated) == 0 {
-		return nil, err
-	}
-	n := 0
-	for _, k := range outdated {
-		n += k
-	}
-	out := []string{"", fmt.Sprintf("%d pods run with the sidecar of before; they go on working. When it suits you:", n)}
-	for _, ns := range slices.Sorted(maps.Keys(outdated)) {
-		out = append(out, "  kubectl rollout restart deployment -n "+ns)
-	}
-	return out, nil
-}
-
 // BesideSteps say how namespaces come to a new revision, one by one.
 func (u *Upgrade) BesideSteps() []string {
 	if u.Revision == "" || u.From != "" {
@@ -146,20 +105,4 @@ func (u *Upgrade) BesideSteps() []string {
 		"  kubectl rollout restart deployment -n NAME",
 		"When all have moved: weft uninstall --revision OLD. A tag moves many namespaces at once: weft tag set prod --revision " + u.Revision + " --overwrite",
 	}
-}
-
-func cmpDefault(revision string) string {
-	if revision == "" {
-		return "default"
-	}
-	return revision
-}
-
-// proxyImage is what the injector of a revision gives pods now, found by asking it for one (a dry run).
-func (c *Cluster) proxyImage(ctx context.Context, revision string) (string, error) {
-	pod, err := c.dryRunPod(ctx, revision)
-	if err != nil {
-		return "", nil // verify-install says why; an upgrade is not worse for it
-	}
-	return proxyOf(pod), nil
 }
