@@ -23,11 +23,13 @@ func (d *delta) answers(r *response, want []*envoy.Set) replies {
 	a := make(replies)
 	for _, name := range slices.Compact(d.app.hosts) {
 		res := d.s.publication.mesh.Resolve(d.s.proxy, envoy.VirtualHost, name)
+		if res == nil {
+			res = lookup(want, envoy.VirtualHost, name) // apps write what they like, also *.example.com
+		}
 		switch {
-		case res == nil, lookup(want, envoy.VirtualHost, res.Name) == nil, ty.refused[res.Name].version == res.Version:
+		case res == nil, lookup(want, envoy.VirtualHost, res.Name) == nil, ty.refused[res.Name].version == res.Version,
+			ty.first && ty.known[res.Name] == res.Version: // connected again, and has it; a request may wait for a word all the same
 			a[""] = append(a[""], name)
-		case ty.first && ty.known[res.Name] == res.Version:
-			continue // the proxy connected again, and has it
 		default:
 			ty.forced = add(ty.forced, res.Name)
 			a[res.Name] = append(a[res.Name], name)
@@ -40,15 +42,20 @@ func (d *delta) answers(r *response, want []*envoy.Set) replies {
 
 // segments is the content of a response with answers in it.
 func (a replies) segments(lists [][]*envoy.Resource) (parts mem.BufferSlice) {
+	sent := make(map[string]bool)
 	for _, l := range lists {
 		for _, res := range l {
 			parts = append(parts, aliased(res, a[res.Name])...)
 			delete(a, res.Name)
+			sent[res.Name] = true
 		}
 	}
 	// What is under suspicion was not sent: "look again" is an answer too.
 	for _, name := range slices.Sorted(maps.Keys(a)) {
 		for _, question := range a[name] {
+			if sent[question] {
+				continue
+			}
 			entry := appendString(nil, resourceName, question)
 			entry = appendString(entry, resourceVersion, unresolved)
 			entry = appendString(entry, resourceAliases, question)

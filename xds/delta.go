@@ -58,6 +58,7 @@ type response struct {
 	removed  []string
 	previous []*envoy.Set // what the proxy had before
 	answers  []string     // questions that it answers
+	part     bool         // of one that was rejected
 	attempt  int          // how often these resources stood alone before
 	at       time.Time
 }
@@ -110,7 +111,7 @@ func wildcardType(t envoy.Type) bool {
 // now. The order is make before break: clusters, endpoints, listeners, routes, virtual hosts; what
 // is gone is removed when the proxy has confirmed all of that.
 func (d *delta) next() *frame {
-	held := false // something that others may refer to cannot be sent yet
+	held := d.deaf() // something that others may refer to cannot be sent yet
 	for t := range envoy.NumTypes {
 		ty := &d.types[t]
 		if !ty.asked && !(t == envoy.Endpoints && d.early()) || !d.due(t) {
@@ -217,8 +218,8 @@ func (d *delta) lost(t envoy.Type, removed []string, want []*envoy.Set) {
 // or nil when that needs none.
 func (d *delta) send(t envoy.Type) *frame {
 	ty := &d.types[t]
-	if len(ty.groups) > 0 {
-		return d.sendGroup(t)
+	if f := d.sendGroups(t); f != nil {
+		return f
 	}
 	d.s.materialize(t, ty.forced)
 	want := d.s.wanted(t)
@@ -257,7 +258,7 @@ func (d *delta) send(t envoy.Type) *frame {
 		}
 	}
 	if r.count() == 0 && len(r.removed) == 0 && len(r.answers) == 0 && !(first && len(known) == 0 && ty.wildcard) {
-		return nil
+		return d.sendGroups(t) // all that is new may be under suspicion
 	}
 	return d.frame(t, r, parts)
 }
@@ -469,6 +470,7 @@ func (d *delta) frame(t envoy.Type, r *response, parts mem.BufferSlice) *frame {
 	slices.Sort(r.removed)
 	for _, name := range r.removed {
 		tail = appendString(tail, responseRemoved, name)
+		delete(ty.known, name)
 	}
 	tail = appendString(tail, responseNonce, r.nonce)
 	tail = d.s.greeting(tail, true)

@@ -91,6 +91,16 @@ func (d *delta) refuse(t envoy.Type, res *envoy.Resource, previous []*envoy.Set,
 	d.s.refused(t, res, good, message)
 }
 
+// sendGroups sends the next part of rejected responses of which there is something left.
+func (d *delta) sendGroups(t envoy.Type) *frame {
+	for len(d.types[t].groups) > 0 {
+		if f := d.sendGroup(t); f != nil {
+			return f
+		}
+	}
+	return nil
+}
+
 // sendGroup sends a part of a rejected response, in the newest version. What stood alone already comes last.
 func (d *delta) sendGroup(t envoy.Type) *frame {
 	ty := &d.types[t]
@@ -103,7 +113,7 @@ func (d *delta) sendGroup(t envoy.Type) *frame {
 			list = append(list, res)
 		}
 	}
-	r := &response{typ: t, previous: g.previous, attempt: g.attempt}
+	r := &response{typ: t, previous: g.previous, part: true, attempt: g.attempt}
 	for _, name := range g.removed {
 		if lookup(ty.have, t, name) == nil {
 			r.removed = append(r.removed, name)

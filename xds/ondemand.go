@@ -23,15 +23,19 @@ type app struct {
 	returning, recalled bool
 }
 
-// question notes virtual hosts that requests of the app wait for. Their names come from the app.
+// question notes virtual hosts that requests of the app wait for. Their names come from the app. Envoy that connects again repeats all that
+// it has asked for in its life; it says that it has a thing of that name when it was answered by one, and of other answers it says nothing.
 func (d *delta) question(names []string) error {
 	if n := len(d.app.hosts); n > maxQuestions {
 		return status.Errorf(codes.ResourceExhausted, "%d virtual hosts were asked for, and no answer to the first was confirmed", n)
 	}
 	for _, name := range names {
-		if name != "*" {
+		if name == "*" {
+			continue
+		}
+		d.s.hear(envoy.VirtualHost, name)
+		if _, answered := d.types[envoy.VirtualHost].known[name]; !answered {
 			d.app.hosts = append(d.app.hosts, strings.Clone(name))
-			d.s.hear(envoy.VirtualHost, name)
 		}
 	}
 	return nil
@@ -66,6 +70,9 @@ func (d *delta) urgent(t envoy.Type) bool {
 	if d.s.appetite == nil || len(ty.inflight) >= maxInFlight || len(ty.groups) > 0 {
 		return false
 	}
+	if slices.ContainsFunc(ty.inflight, func(r *response) bool { return r.part }) {
+		return false // it is about to be known who is guilty; an answer that names him, too, would be rejected in its turn
+	}
 	switch t {
 	case envoy.Cluster, envoy.VirtualHost:
 		return len(d.app.hosts) > 0 || t == envoy.Cluster && len(ty.forced)+len(ty.absent) > 0
@@ -74,6 +81,10 @@ func (d *delta) urgent(t envoy.Type) bool {
 	}
 	return false
 }
+
+// deaf reports whether the proxy cannot be told of clusters yet. One that connects again while a cluster of its warms up asks for others, and
+// may ask for new hosts, before it says which clusters it has.
+func (d *delta) deaf() bool { return d.s.appetite != nil && !d.types[envoy.Cluster].asked }
 
 // foresee notes endpoints of clusters that Envoy is about to ask for. They are sent right behind the clusters, which saves a round trip, and
 // lets routes follow at once; Envoy's subscription, which comes later, is answered by that. (A late unsubscription, of a cluster that
