@@ -94,7 +94,7 @@ func TestS21RetriesHideFailures(t *testing.T) {
 	ns.Apply(virtualService("echo", "  - retries: {attempts: 5, perTryTimeout: 2s, retryOn: 5xx}\n"+toEcho))
 	Eventually(t, "almost no failure is left", func() error {
 		// 0.5^6 of requests fail six times in a row: 3 of 200.
-		if got := ns.Call(fromClient, "-n", "200", "http://echo/").Statuses(); got["555"] > 12 {
+		if got := ns.Call(fromClient, "-n", "200", "-c", "8", "http://echo/").Statuses(); got["555"] > 12 {
 			return fmt.Errorf("%v", got)
 		}
 		return nil
@@ -115,14 +115,14 @@ func TestS22DefaultRetryPolicyComesFromMeshConfig(t *testing.T) {
 	ns.Apply(virtualService("echo", "  - retries: {attempts: 2, retryOn: 5xx}\n"+toEcho))
 	Eventually(t, "an explicit policy counts", func() error {
 		// 1 - 0.75^3 = 58 % succeed within three tries.
-		if got := ns.Call(fromClient, "-n", "200", "http://echo/").Statuses(); got["200"] < 88 {
+		if got := ns.Call(fromClient, "-n", "200", "-c", "8", "http://echo/").Statuses(); got["200"] < 88 {
 			return fmt.Errorf("%v", got)
 		}
 		return nil
 	})
 	ns.Apply(virtualService("echo", "  - retries: {attempts: 15, retryOn: 5xx}\n"+toEcho))
 	Eventually(t, "enough tries", func() error {
-		if got := ns.Call(fromClient, "-n", "100", "http://echo/").Statuses(); got["200"] < 95 {
+		if got := ns.Call(fromClient, "-n", "100", "-c", "8", "http://echo/").Statuses(); got["200"] < 95 {
 			return fmt.Errorf("%v", got)
 		}
 		return nil

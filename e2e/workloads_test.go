@@ -195,17 +195,21 @@ func TestUserNamespacePods(t *testing.T) {
 	// Without the mesh first: what fails here is the node's.
 	plain.Apply(own.YAML())
 	defer plain.TryKubectl("delete", "deploy,svc", "-l", "app=own-users")
-	if _, err := plain.TryKubectl("rollout", "status", "deploy/"+own.Deployment(), "--timeout=90s"); err != nil {
+	within(t, 90*time.Second, "a pod with users of its own, without the mesh", func() error {
+		err := plain.ready("app=own-users", 1)
+		if err == nil {
+			return nil
+		}
 		events := plain.Kubectl("get", "events", "--field-selector", "type=Warning")
-		for _, word := range []string{"user namespace", "userns", "idmap"} {
-			for line := range strings.Lines(events) {
+		for line := range strings.Lines(events) {
+			for _, word := range []string{"user namespace", "userns", "idmap"} {
 				if strings.Contains(line, "own-users") && strings.Contains(strings.ToLower(line), word) {
 					t.Skip("this node cannot: " + line)
 				}
 			}
 		}
-		t.Fatalf("%v\n%s", err, events)
-	}
+		return fmt.Errorf("%w\n%s", err, events)
+	})
 	ns.Deploy(own, client)
 	ns.answered("http://own-users/")
 	if got := ns.readyColumn("own-users"); got != "2/2" {

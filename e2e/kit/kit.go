@@ -5,6 +5,7 @@
 package kit
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -119,8 +120,8 @@ func build(tb testing.TB, path, pkg string) {
 	err, tried := done[path]
 	if !tried {
 		// Test binaries of several packages build the same program at the same time:
-		// each writes its own file and renames it.
-		tmp := path + "." + filepath.Base(os.Args[0])
+		// each writes its own file and renames it. One package may be tested on two clusters at once.
+		tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
 		err = run(tb, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", tmp, pkg)
 		if err == nil {
 			err = os.Rename(tmp, path)

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -20,7 +22,8 @@ type event struct {
 
 // goTest runs tests of a package that match, tells the outcome of each as it ends, and shows the output of those that fail.
 func (r *run) goTest(ctx context.Context, name, pkg, match string, env ...string) error {
-	args := []string{"test", "-json", "-count=1", "-timeout=45m"}
+	// Tests that may run beside others wait for pods more than they work: one more than there are processors.
+	args := []string{"test", "-json", "-count=1", "-timeout=45m", "-parallel=" + strconv.Itoa(runtime.NumCPU()+1)}
 	if match != "" {
 		args = append(args, "-run="+match)
 	}

@@ -10,11 +10,11 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/weft-mesh/weft/e2e/kubernetes/node"
 	"github.com/weft-mesh/weft/e2e/kubernetes/programs"
@@ -30,26 +30,21 @@ type plan struct {
 	upgrade   bool     // to another version and back, after the scenarios
 }
 
-// weight of a cluster is its part of the machine: two with few scenarios run at a time, since they wait for pods to come and go; nothing in them is timed.
-func (p plan) weight() int64 {
-	if p.scenarios == brief {
-		return 1
-	}
-	return 2
-}
+// light says whether the cluster has work that may run beside another's: see machine.
+func (p plan) light() bool { return p.scenarios == brief || p.nodeAgent != none }
 
 // brief are the scenarios that depend on the network below: redirection in and out, mutual TLS, the gateway, all protocols.
 const brief = "^(TestS01|TestS05|TestS43|TestS70|TestDualStack|TestFailClosed|TestRestricted)"
 
-// plans are the clusters that `make e2e` runs: everything on two versions' worth of software, once with each way of discovery, and what networks make
-// different on each network. The longest come first.
+// plans are the clusters that `make e2e` runs: what networks make different on each network, and everything on two versions' worth of software, once with each way
+// of discovery. Those that have the machine for themselves at the end are begun last, so that they are not up for long before.
 var plans = []plan{
-	{Spec: node.Spec{Name: "e2e-136", Version: "1.36.3", Network: "ptp"}, discovery: "eager"},
-	{Spec: node.Spec{Name: "e2e-137", Version: "1.37.1", Network: "flannel-vxlan"}, discovery: "on-demand"},
 	{Spec: node.Spec{Name: "e2e-hostgw", Version: "1.37.1", Network: "flannel-host-gw", DualStack: true}, scenarios: brief, nodeAgent: none, upgrade: true},
 	{Spec: node.Spec{Name: "e2e-calico", Version: "1.36.3", Network: "calico", ProxyMode: "iptables"}, scenarios: brief, nodeAgent: none},
 	{Spec: node.Spec{Name: "e2e-multus", Version: "1.37.1", Network: "multus"}, scenarios: brief, nodeAgent: none,
 		settings: []string{"values.cni.readPods=true"}}, // Multus passes no annotations on
+	{Spec: node.Spec{Name: "e2e-136", Version: "1.36.3", Network: "ptp"}, discovery: "eager"},
+	{Spec: node.Spec{Name: "e2e-137", Version: "1.37.1", Network: "flannel-vxlan"}, discovery: "on-demand"},
 }
 
 // none of a package's tests.
@@ -74,7 +69,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "only the cluster of this name: e2e-136, e2e-137, ...")
 	flag.StringVar(&o.scenarios, "run", "", "only scenarios that match, as in go test -run; and none of the node agent's tests")
 	flag.BoolVar(&o.keep, "keep", false, "leave clusters up in which something failed")
-	flag.IntVar(&o.atOnce, "at-once", 1, "how many native clusters with all scenarios run at a time, or twice as many with few: each takes 3 GB of memory, and half of two processors; more make tests wait for one another")
+	flag.IntVar(&o.atOnce, "at-once", 1, "how many native clusters run all scenarios at a time, and half of how many run the rest: each takes 3 GB of memory, and half of two processors; more make tests wait for one another")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -126,9 +121,9 @@ func (o options) main(ctx context.Context) error {
 	}
 	runs := make([]*run, len(chosen))
 	failures := make([]error, len(chosen))
-	var group errgroup.Group
-	machine := semaphore.NewWeighted(2 * int64(max(1, o.atOnce)))
+	machine := newMachine(o.atOnce)
 	for i, p := range chosen {
+		machine.expects(p.light())
 		p.Images = archives
 		if p.upgrade {
 			p.Images = append(slices.Clip(archives), nextImage)
@@ -137,23 +132,24 @@ func (o options) main(ctx context.Context) error {
 		if len(chosen) > 1 {
 			runs[i].out = &prefixed{to: os.Stdout, prefix: p.Name + ": "}
 		}
-		if machine.Acquire(ctx, p.weight()) != nil {
-			break // the user has had enough
+	}
+	var group sync.WaitGroup
+	for i, r := range runs {
+		var err error
+		if r.slot, err = machine.enter(ctx, r.light()); err != nil {
+			continue // the user has had enough, and waits for those that have begun
 		}
-		group.Go(func() error { // one that fails ends no other
-			defer machine.Release(p.weight())
-			if err := runs[i].all(ctx, bins[i]); err != nil {
-				failures[i] = fmt.Errorf("%s: %w", p.Name, err)
+		group.Go(func() { // one that fails ends no other
+			defer r.slot.leave()
+			if err := r.all(ctx, bins[i]); err != nil {
+				failures[i] = fmt.Errorf("%s: %w", r.Name, err)
 			}
-			return nil
 		})
 	}
-	failed := errors.Join(group.Wait(), ctx.Err())
+	group.Wait()
+	failed := ctx.Err()
 	var report []string
 	for i, r := range runs {
-		if r == nil {
-			continue // it was never begun
-		}
 		report = append(report, r.report()...)
 		failed = errors.Join(failed, failures[i])
 	}

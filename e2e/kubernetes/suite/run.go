@@ -24,6 +24,7 @@ type run struct {
 	keep    bool
 	next    string    // the other version's weft, for upgrades
 	out     io.Writer // for who watches
+	slot    *slot
 	steps   []step
 }
 
@@ -62,6 +63,11 @@ func (r *run) tests(ctx context.Context) error {
 		failed = errors.Join(failed, r.step("node agent's tests", func() error {
 			return r.goTest(ctx, "nodeagent", "./e2e/kubernetes/nodeagent", r.nodeAgent, "WEFT_E2E_CLUSTER="+r.Dir)
 		}))
+	}
+	if r.scenarios != brief {
+		if err := r.slot.goOnAlone(ctx); err != nil {
+			return errors.Join(failed, err)
+		}
 	}
 	before, err := r.quietRules(ctx)
 	if err != nil {
