@@ -19,7 +19,13 @@ func nftRead() (t nftTable, ok bool, err error) {
 		return t, false, err
 	}
 	defer s.Close()
-	if t, ok, err = nftReadTable(s); err != nil {
+	// Reading is several questions. Who takes the table away between two of them makes the later one fail; the next reading finds no table, or a new one.
+	for range 5 {
+		if t, ok, err = nftReadTable(s); !errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	if err != nil {
 		return t, ok, fmt.Errorf("read nftables: %w", err)
 	}
 	return t, ok, nil

@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -90,6 +91,39 @@ func TestVerifySaysInWordsWhatSomebodyChanged(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestRulesCanBeReadWhileSomebodyTakesThemAway(t *testing.T) {
+	kit.Root(t)
+	ns, s := nstest.New(t), everything(t)
+	done := make(chan error, 1)
+	go func() {
+		done <- InNetNS(ns.Path, func() error {
+			for range 100 {
+				if err := errors.Join(nft{}.Apply(s), nft{}.Remove()); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}()
+	ns.Do(func() {
+		for {
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Errorf("apply and remove: %v", err)
+				}
+				return
+			default:
+			}
+			if _, err := (nft{}).Verify(s); err != nil {
+				t.Errorf("verify: %v", err)
+				<-done
+				return
+			}
+		}
+	})
 }
 
 func TestVerifySeesLostRoutesAndAddresses(t *testing.T) {
