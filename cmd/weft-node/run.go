@@ -119,6 +119,7 @@ func (o *options) api() (*corev1client.CoreV1Client, error) {
 	}
 	config.UserAgent = "weft-node"
 	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.DisableCompression = true // of each event of a pod: more time on both ends than the node's network saves
 	return corev1client.NewForConfig(config)
 }
 

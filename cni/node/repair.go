@@ -65,6 +65,7 @@ type Repairs struct {
 	known   map[string]*watched // by sandbox ID
 	changed chan string         // sandbox IDs whose rules somebody touched
 	listErr string              // logged already
+	passed  time.Time           // when the runtime's answer to the last pass was complete
 }
 
 // watched is a sandbox that has been looked at.
@@ -91,9 +92,13 @@ const (
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = time.Minute
 	calm       = 20 * time.Millisecond // after somebody touched rules: they may not be done
+
+	// rest is between two looks at the runtime's sandboxes that were asked for. Some 15 events tell of one pod's start, each listing is of all
+	// sandboxes of the node, and its time is the pod's, which starts on the same cores.
+	rest = 250 * time.Millisecond
 )
 
-// Run repairs until ctx ends. look asks for a look at the runtime's sandboxes now; it may be nil.
+// Run repairs until ctx ends. look asks for a look at the runtime's sandboxes, now or after a short rest; it may be nil.
 func (r *Repairs) Run(ctx context.Context, look <-chan struct{}) {
 	r.known, r.changed = map[string]*watched{}, make(chan string, 64)
 	list := time.NewTicker(orElse(r.List, 2*time.Second))
@@ -103,7 +108,7 @@ func (r *Repairs) Run(ctx context.Context, look <-chan struct{}) {
 			w.leave()
 		}
 	}()
-	var touched <-chan time.Time
+	var touched, soon <-chan time.Time
 	for r.pass(ctx); ; {
 		select {
 		case <-ctx.Done():
@@ -118,13 +123,17 @@ func (r *Repairs) Run(ctx context.Context, look <-chan struct{}) {
 			touched = nil
 			r.due(ctx)
 			continue
-		case <-list.C:
 		case _, ok := <-look:
 			if !ok {
 				look = nil
-				continue
+			} else if soon == nil {
+				soon = time.After(time.Until(r.passed.Add(rest))) // at once when that is over
 			}
+			continue
+		case <-list.C:
+		case <-soon:
 		}
+		soon = nil
 		r.pass(ctx)
 	}
 }
@@ -132,6 +141,7 @@ func (r *Repairs) Run(ctx context.Context, look <-chan struct{}) {
 // pass learns which sandboxes there are, and looks at those that are new or due.
 func (r *Repairs) pass(ctx context.Context) {
 	list, err := r.Sandboxes.Sandboxes(ctx)
+	r.passed = time.Now()
 	if ctx.Err() != nil {
 		return
 	}

@@ -29,6 +29,7 @@ type runtime struct {
 	list   []Sandbox
 	ending map[string]bool
 	asked  int // whether a sandbox is ending
+	listed int // times
 	err    error
 }
 
@@ -55,7 +56,14 @@ func (r *runtime) questions() int {
 func (r *runtime) Sandboxes(context.Context) ([]Sandbox, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.listed++
 	return slices.Clone(r.list), r.err
+}
+
+func (r *runtime) listings() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.listed
 }
 
 func (r *runtime) set(err error, list ...Sandbox) {
@@ -375,4 +383,25 @@ func TestAnAgentThatCannotAskTheRuntimeLooksAfterThePodsItKnows(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+func TestManyEventsAreOneLookAndTheLastIsNotLost(t *testing.T) {
+	h := newHealer(t)
+	h.List = time.Hour
+	began := time.Now()
+	h.run()
+	for range 1000 {
+		h.look <- struct{}{} // has room for one: each was taken before the next
+	}
+	s, ns := pod(t, "late", redirect.Default())
+	h.runtime.set(nil, s)
+	h.look <- struct{}{}
+	h.awaitRepairs(1)
+	if drift := differs(t, ns, redirect.Default()); len(drift) > 0 {
+		t.Errorf("the pod that the last event told of is not redirected: %q", drift)
+	}
+	// The first look, one for each rest, and one for the last event.
+	if most, got := 2+int(time.Since(began)/rest), h.runtime.listings(); got > most {
+		t.Errorf("the runtime listed its sandboxes %d times, want at most %d", got, most)
+	}
 }

@@ -45,7 +45,8 @@ func Connect(kubeconfig string) (*Cluster, error) {
 		return nil, err
 	}
 	config.UserAgent = "weftd"
-	config.QPS = -1 // the API server's priority and fairness is the brake
+	config.QPS = -1                  // the API server's priority and fairness is the brake
+	config.DisableCompression = true // of each event and list: more time on both ends than a cluster's network saves
 	h, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, err
