@@ -252,7 +252,7 @@ func xdsClusterOf(s Settings) (*clusterv3.Cluster, error) {
 			{Name: "envoy.filters.http.upstream_codec", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&upstreamcodecv3.UpstreamCodec{})}},
 		},
 	})
-	c := staticCluster(xdsCluster, dollars(host), port)
+	c := staticCluster(xdsCluster, dollars(absolute(host, s.ClusterDomain)), port)
 	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 		Name: "envoy.cluster.dns",
 		TypedConfig: pack(&dnsv3.DnsCluster{
@@ -268,6 +268,18 @@ func xdsClusterOf(s Settings) (*clusterv3.Cluster, error) {
 	c.TransportSocket = &corev3.TransportSocket{Name: "envoy.transport_sockets.tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: tls}}
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
 	return c, nil
+}
+
+// absolute gives a service's name the form that a resolver asks for at once. "istiod.istio-system.svc" alone is tried in each of the
+// pod's search domains first: three questions one after the other, while the pod's start waits. Other names stay as they are.
+func absolute(host, domain string) string {
+	switch {
+	case strings.HasSuffix(host, ".svc"):
+		return host + "." + domain + "."
+	case strings.HasSuffix(host, ".svc."+domain):
+		return host + "."
+	}
+	return host
 }
 
 func staticCluster(name, host string, port uint32) *clusterv3.Cluster {

@@ -234,3 +234,25 @@ func secrets(t testing.TB, dir string) (token, document string) {
 `)
 	return token, document
 }
+
+// A name that the resolver tries in the pod's search domains costs each start of a pod a few questions more.
+func TestTheControlPlaneIsAskedForByItsWholeName(t *testing.T) {
+	for address, want := range map[string]string{
+		"istiod.istio-system.svc:15012":               "istiod.istio-system.svc.cluster.local.",
+		"istiod.istio-system.svc.cluster.local:15012": "istiod.istio-system.svc.cluster.local.",
+		"mesh.example.com:15012":                      "mesh.example.com",
+		"192.0.2.1:15012":                             "192.0.2.1",
+	} {
+		template, err := New(Settings{DiscoveryAddress: address})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := template.Build(Params{Kind: Sidecar, App: "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(text, `"address":"`+want+`","port_value":15012`) {
+			t.Errorf("%s: the bootstrap does not ask for %q: %s", address, want, text)
+		}
+	}
+}
