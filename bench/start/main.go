@@ -2,7 +2,7 @@
 // that creates the pod until the API server says Ready. Pods without the mesh, with the postStart hook and with the startup probe take
 // turns, so that all see the same machine.
 //
-//	go run ./bench/start [-n 20] [-image IMAGE] [-gates none,hook,probe] [-o json]
+//	go run ./bench/start [-n 20] [-image IMAGE] [-gates none,hook,probe] [-rest 3s] [-o json]
 //
 // The cluster is that of $KUBECONFIG or ~/.kube/config. It exits with status 1 when the hook costs more than -most over no
 // mesh (median). It makes namespaces of its own, with Pod Security "restricted", and removes them.
@@ -31,6 +31,7 @@ type options struct {
 	image  string
 	gates  string
 	most   time.Duration
+	rest   time.Duration
 	output string
 }
 
@@ -40,6 +41,7 @@ func main() {
 	flag.StringVar(&o.image, "image", "registry.k8s.io/pause:3.10", "image of the app; it is on the node already, or the first pod waits for it and is not counted")
 	flag.StringVar(&o.gates, "gates", "none,hook,probe", "kinds of pods: none is without the mesh, and must be the first")
 	flag.DurationVar(&o.most, "most", 220*time.Millisecond, "most that the hook may add to the median without the mesh")
+	flag.DurationVar(&o.rest, "rest", 3*time.Second, "between two pods: the API server forgets a pod before its node has taken the network and the mounts of it down")
 	flag.StringVar(&o.output, "o", "", "json for figures that a program reads")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -77,6 +79,7 @@ func (o options) run(ctx context.Context) (err error) {
 			if err != nil {
 				return fmt.Errorf("pod %d with %s: %w", i, gate, err)
 			}
+			time.Sleep(o.rest)
 			if i > 0 { // the first pulls images and fills caches
 				starts[gate] = append(starts[gate], s)
 			}
