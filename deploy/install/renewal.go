@@ -31,7 +31,7 @@ func (c *Cluster) Outdated(ctx context.Context, revision string) ([]Outdated, er
 	found := map[Outdated]int{}
 	for _, p := range pods {
 		by := metav1.GetControllerOf(p.pod)
-		if by == nil || suffix(p.revision) != suffix(revision) {
+		if by == nil || p.pod.DeletionTimestamp != nil || suffix(p.revision) != suffix(revision) {
 			continue
 		}
 		like := p.pod.UID
