@@ -97,17 +97,19 @@ func TestControlPlaneOutage(t *testing.T) {
 		kill(ns, &p, "weftd")
 	}
 	Eventually(t, "istiod is gone", func() error {
-		left, err := ns.Cluster.Pods(t.Context(), system.Name, "app=istiod") // those that are being deleted, too
-		for _, p := range left {
-			// kubelet starts it again if it has not heard of the deletion yet, and then it admits pods until it has.
+		left, err := ns.Cluster.Pods(t.Context(), system.Name, "app=istiod")
+		if err != nil {
+			return err
+		}
+		for _, p := range left { // kubelet may have started it again before it heard that the pod is to end; it then serves until it is drained
 			if err := ns.Cluster.Kill(&p, "weftd", syscall.SIGKILL); err != nil && !errors.Is(err, ErrElsewhere) {
 				return err
 			}
 		}
 		if len(left) > 0 {
-			return fmt.Errorf("%d are left", len(left))
+			return fmt.Errorf("%d pods are left", len(left))
 		}
-		return err
+		return nil
 	})
 	refusedMeanwhile(t, ns, plain)
 	asking.meanwhile()
