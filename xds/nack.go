@@ -51,6 +51,10 @@ func (d *delta) answer(t envoy.Type, r *request, i int) {
 		ty.groups = append(ty.groups, group{list, resp.previous, resp.removed, 1})
 	case len(list) == 1:
 		d.refuse(t, list[0], resp.previous, r.failure)
+		if t == envoy.VirtualHost {
+			// Perhaps there is no other in its table, whose listener waits for a word.
+			resp.removed = append(resp.removed, tableOf(list[0].Name)+nothing)
+		}
 		if len(resp.removed) > 0 {
 			ty.groups = append(ty.groups, group{nil, resp.previous, resp.removed, 0})
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -61,7 +62,7 @@ type watched struct {
 
 const clientPod = `apiVersion: v1
 kind: Pod
-metadata: {name: %s, namespace: %s, labels: {%s}, annotations: {sidecar.istio.io/status: '{"templates":["%s"]}', weft.dev/discovery: eager}}
+metadata: {name: %s, namespace: %s, labels: {%s}, annotations: {sidecar.istio.io/status: '{"templates":["%s"]}', weft.dev/discovery: %s}}
 spec: {serviceAccountName: client, nodeName: north, containers: [{name: app, image: app}]}
 status: {podIP: %s, podIPs: [{ip: %s}], phase: Running}
 `
@@ -80,7 +81,7 @@ func startWatched(t *testing.T, seed uint64) *watched {
 			t.Error(err)
 		}
 	})
-	for i, c := range [][2]string{{"default", "client-a"}, {"default", "client-b"}, {"other", "client-c"}, {"istio-system", "client-gateway"}} {
+	for i, c := range [][2]string{{"default", "client-a"}, {"default", "asking-a"}, {"default", "asking-b"}, {"other", "client-c"}, {"istio-system", "client-gateway"}} {
 		p := newPretender(t, c[0], c[1], fmt.Sprintf("10.244.99.%d", i+1), seed*10+uint64(i))
 		w.clients = append(w.clients, p)
 		w.move(p, 0)
@@ -101,12 +102,33 @@ func startWatched(t *testing.T, seed uint64) *watched {
 // move gives a client's pod other labels.
 func (w *watched) move(p *pretender, chance int) {
 	labels := []string{"app: sleep", "app: reviews, version: v1", "app: ratings, tier: a", "app: client"}[chance%4]
-	template := "sidecar"
+	template, discovery := "sidecar", "eager"
+	if asking(p) {
+		discovery = "on-demand"
+	}
 	if p.pod == "client-gateway" {
 		template, labels = "gateway", "istio: ingressgateway"
 	}
 	w.present[p.pod] = true
-	w.write("client_"+p.pod, fmt.Sprintf(clientPod, p.pod, p.namespace, labels, template, p.address, p.address), false)
+	w.write("client_"+p.pod, fmt.Sprintf(clientPod, p.pod, p.namespace, labels, template, discovery, p.address, p.address), false)
+}
+
+// asking reports whether a client is told what it asks for.
+func asking(p *pretender) bool { return strings.HasPrefix(p.pod, "asking") }
+
+// demand is what the clients of a workload have asked for, as weftd says.
+func demand(workload string) *envoy.Demand {
+	d := &envoy.Demand{Workload: workload}
+	r, err := http.Get("http://127.0.0.1:15014/debug/demandz?workload=" + workload)
+	if err != nil {
+		return d
+	}
+	defer r.Body.Close()
+	var list []struct{ VirtualHosts, Clusters []string }
+	if json.NewDecoder(r.Body).Decode(&list) == nil && len(list) == 1 {
+		d = d.With(envoy.VirtualHost, list[0].VirtualHosts...).With(envoy.Cluster, list[0].Clusters...)
+	}
+	return d
 }
 
 // happen writes an event to files, one for each object, and now and then touches the clients' pods.
@@ -129,6 +151,9 @@ func (w *watched) happen(e meshtest.Event) {
 		w.write(name(key), text, chance.IntN(4) == 0)
 	}
 	p := w.clients[chance.IntN(len(w.clients))]
+	if asking(p) {
+		p.ask(fmt.Sprint([]int{80, 9080}[chance.IntN(2)], "/", []string{"reviews", "ratings.default", "sleep.other.svc", "shop.example.com", "a.example.com", "nobody", "a b"}[chance.IntN(7)]))
+	}
 	switch chance.IntN(12) {
 	case 0, 1:
 		w.move(p, chance.IntN(4))
@@ -196,8 +221,12 @@ func (w *watched) settle(event int) {
 		if c.pod == "client-gateway" {
 			p.Kind = envoy.Router
 		}
-		sets := world.Sets(p)
-		w.eventually(fmt.Sprintf("event %d: %s/%s has what the files say", event, c.namespace, c.pod), func() string { return c.lacks(sets) })
+		w.eventually(fmt.Sprintf("event %d: %s/%s has what the files say", event, c.namespace, c.pod), func() string {
+			if asking(c) {
+				p.Demand = demand(c.namespace + "/client")
+			}
+			return c.lacks(world.Sets(p))
+		})
 	}
 }
 

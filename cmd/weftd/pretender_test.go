@@ -27,8 +27,8 @@ import (
 )
 
 // A pretender is a client that speaks to weftd as Envoy does, and remembers what it was told. Like Envoy it asks for the endpoints of its
-// clusters, the routes of its listeners and, once a stream and for all of its routes together, virtual hosts; and it neither confirms nor asks for clusters while one of them waits for endpoints. It
-// is slow now and then, and its connection breaks now and then.
+// clusters, the routes of its listeners and, once a stream and for all of its routes together, virtual hosts, and for those that its app names; and it neither confirms nor asks for clusters while one of
+// them waits for endpoints. It is slow now and then, and its connection breaks now and then.
 type pretender struct {
 	t         testing.TB
 	namespace string
@@ -38,14 +38,17 @@ type pretender struct {
 
 	mu    sync.Mutex
 	has   [envoy.NumTypes]map[string]*discovery.Resource
-	wants [envoy.NumTypes]map[string]bool // subscriptions by name: endpoints and routes
+	wants [envoy.NumTypes]map[string]bool // subscriptions by name: endpoints, routes, and virtual hosts that the app has named
 	cold  map[string]bool                 // clusters that wait for their endpoints
 	vhds  bool                            // a table of routes has wanted virtual hosts
+	waits map[string]bool                 // virtual hosts that the app waits for
+	empty map[string]string               // versions of answers without content
+	now   *conversation                   // nil between two streams
 	log   []string                        // the last messages, to be shown when something is wrong
 }
 
 func newPretender(t testing.TB, namespace, pod, address string, seed uint64) *pretender {
-	p := &pretender{t: t, namespace: namespace, pod: pod, address: address, rand: rand.New(rand.NewPCG(seed, 3)), cold: map[string]bool{}}
+	p := &pretender{t: t, namespace: namespace, pod: pod, address: address, rand: rand.New(rand.NewPCG(seed, 3)), cold: map[string]bool{}, waits: map[string]bool{}, empty: map[string]string{}}
 	for i := range p.has {
 		p.has[i], p.wants[i] = map[string]*discovery.Resource{}, map[string]bool{}
 	}
@@ -95,8 +98,14 @@ func (p *pretender) stream(ctx context.Context, client discovery.AggregatedDisco
 	c := &conversation{pretender: p, send: s.Send, asked: map[envoy.Type]bool{}}
 	p.mu.Lock()
 	p.note("connects")
+	p.now = c
 	c.open()
 	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		p.now = nil
+		p.mu.Unlock()
+	}()
 	for r := range incoming {
 		switch p.rand.IntN(60) {
 		case 0:
@@ -123,7 +132,7 @@ type conversation struct {
 	send  func(*discovery.DeltaDiscoveryRequest) error
 	said  bool
 	asked map[envoy.Type]bool
-	held  *discovery.DeltaDiscoveryRequest // for clusters: kept back while one waits for endpoints
+	held  []*discovery.DeltaDiscoveryRequest // for clusters: kept back while one waits for endpoints
 }
 
 func (c *conversation) request(t envoy.Type, r *discovery.DeltaDiscoveryRequest) {
@@ -139,6 +148,9 @@ func (c *conversation) request(t envoy.Type, r *discovery.DeltaDiscoveryRequest)
 		for name, res := range c.has[t] {
 			r.InitialResourceVersions[name] = res.Version
 		}
+		if t == envoy.VirtualHost {
+			maps.Copy(r.InitialResourceVersions, c.empty)
+		}
 	}
 	c.note("says %s nonce %q, subscribes %q, unsubscribes %q, has %v", t.TypeURL(), r.ResponseNonce, r.ResourceNamesSubscribe, r.ResourceNamesUnsubscribe, slices.Sorted(maps.Keys(r.InitialResourceVersions)))
 	_ = c.send(r)
@@ -149,13 +161,35 @@ func (c *conversation) open() {
 	if len(c.cold) == 0 {
 		c.request(envoy.Cluster, &discovery.DeltaDiscoveryRequest{})
 	} else {
-		c.held = &discovery.DeltaDiscoveryRequest{}
+		c.held = append(c.held, &discovery.DeltaDiscoveryRequest{})
 	}
 	c.again(envoy.Endpoints)
 	c.request(envoy.Listener, &discovery.DeltaDiscoveryRequest{})
 	c.again(envoy.Route)
 	if c.vhds {
-		c.request(envoy.VirtualHost, &discovery.DeltaDiscoveryRequest{})
+		c.askForHosts()
+	}
+}
+
+// askForHosts asks for all virtual hosts that there are, and for those that the app has named in its life.
+func (c *conversation) askForHosts() {
+	names := slices.Sorted(maps.Keys(c.wants[envoy.VirtualHost]))
+	if len(names) > 0 {
+		names = append([]string{"*"}, names...)
+	}
+	c.request(envoy.VirtualHost, &discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: names})
+}
+
+// ask is what happens when the app names a host; only the first time, and only when there is a table for it.
+func (p *pretender) ask(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.vhds || p.wants[envoy.VirtualHost][name] || p.has[envoy.VirtualHost][name] != nil {
+		return
+	}
+	p.wants[envoy.VirtualHost][name], p.waits[name] = true, true
+	if p.now != nil {
+		p.now.request(envoy.VirtualHost, &discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{name}})
 	}
 }
 
@@ -187,6 +221,14 @@ func (c *conversation) answer(r *discovery.DeltaDiscoveryResponse) {
 		if byName && !c.wants[t][res.Name] {
 			continue
 		}
+		for _, name := range append(res.Aliases, res.Name) {
+			delete(c.waits, name)
+		}
+		delete(c.empty, res.Name)
+		if res.Resource == nil {
+			c.empty[res.Name] = res.Version
+			continue
+		}
 		c.has[t][res.Name] = res
 		switch t {
 		case envoy.Cluster:
@@ -214,12 +256,12 @@ func (c *conversation) answer(r *discovery.DeltaDiscoveryResponse) {
 		case envoy.Route:
 			c.vhds = c.vhds || wantVirtualHosts(c.t, c.has[envoy.Route])
 			if c.vhds && !c.asked[envoy.VirtualHost] {
-				c.request(envoy.VirtualHost, &discovery.DeltaDiscoveryRequest{})
+				c.askForHosts()
 			}
 		}
 	}
 	if t == envoy.Cluster && len(c.cold) > 0 {
-		c.held = ack
+		c.held = append(c.held, ack)
 		follow()
 		return
 	}
@@ -230,10 +272,11 @@ func (c *conversation) answer(r *discovery.DeltaDiscoveryResponse) {
 		follow()
 		c.request(t, ack)
 	}
-	if c.held != nil && len(c.cold) == 0 {
-		held := c.held
+	if len(c.cold) == 0 {
+		for _, r := range c.held {
+			c.request(envoy.Cluster, r)
+		}
 		c.held = nil
-		c.request(envoy.Cluster, held)
 	}
 }
 
@@ -346,6 +389,9 @@ func (p *pretender) lacks(sets []*envoy.Set) string {
 	}
 	for name := range p.cold {
 		wrong = append(wrong, "cluster "+name+" waits for its endpoints")
+	}
+	for name := range p.waits {
+		wrong = append(wrong, "the app waits for "+name)
 	}
 	if len(wrong) == 0 {
 		return ""
