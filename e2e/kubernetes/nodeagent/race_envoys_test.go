@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +26,9 @@ func TestRealSidecarsWhileTheNetworkPluginRewritesItsFiles(t *testing.T) {
 		}
 	}
 	c := installed(t)
+	if strings.HasPrefix(c.Containerd, "1.") {
+		t.Skipf("containerd %s has no image volumes: the gate is the startup probe, as in the race of the node agent alone", c.Containerd)
+	}
 	c.load(images.Spec{Ref: proberImage, Entrypoint: []string{"/prober"}, Files: []images.File{{Path: "/prober", From: c.prober()}}})
 	c.target = listenOutside(t, net.JoinHostPort(c.NodeIP, "0"))
 	c.registryOnly()
