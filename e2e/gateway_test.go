@@ -44,6 +44,20 @@ spec:
 `
 }
 
+// echoAt is a gateway that sends all requests for a host to echo.
+func echoAt(host string) string {
+	return gateway(host) + `apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web}
+spec:
+  hosts: [` + host + `]
+  gateways: [web]
+  http:
+  - route:
+    - destination: {host: echo}
+`
+}
+
 func TestS05BookinfoThroughTheIngressGateway(t *testing.T) {
 	ns, plain := meshed(t), outside(t)
 	withIngress(ns)

@@ -224,16 +224,7 @@ func TestGatewayRolloutLosesNoRequest(t *testing.T) {
 	ns.Apply(strings.Replace(gatewayPods("rolling"), "terminationGracePeriodSeconds: 5", "terminationGracePeriodSeconds: 20", 1))
 	ns.Deploy(App{Name: "echo"})
 	ns.WaitRollout("rolling")
-	ns.Apply(strings.Replace(gateway("rolling.example.com"), "istio: ingressgateway", "istio: rolling", 1) + `apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: web}
-spec:
-  hosts: [rolling.example.com]
-  gateways: [web]
-  http:
-  - route:
-    - destination: {host: echo}
-`)
+	ns.Apply(strings.Replace(echoAt("rolling.example.com"), "istio: ingressgateway", "istio: rolling", 1))
 	args := []string{"-H", "Host: rolling.example.com", "http://" + ns.host("rolling") + "/"}
 	Eventually(t, "the gateway serves", func() error {
 		if r := plain.Call(fromClient, args...)[0]; r.Status != 200 {

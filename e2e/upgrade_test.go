@@ -83,16 +83,7 @@ func TestUpgradeLosesNoRequest(t *testing.T) {
 	ns, plain := alone(t), outside(t)
 	withIngress(ns)
 	ns.Deploy(App{Name: "echo", Replicas: 2, PreStop: 1}, client)
-	ns.Apply(strict + "---\n" + gateway("upgraded.example.com") + `apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: web}
-spec:
-  hosts: [upgraded.example.com]
-  gateways: [web]
-  http:
-  - route:
-    - destination: {host: echo}
-`)
+	ns.Apply(strict + "---\n" + echoAt("upgraded.example.com"))
 	all := []traffic{
 		{"kept connections", ns, []string{"http://echo/"}},
 		{"new connections", ns, []string{"-no-keepalive", "http://echo/"}},

@@ -129,9 +129,7 @@ type clusterBuilder struct {
 func (c *clusterBuilder) build(subset *networking.Subset) {
 	p := policyFor(ruleSpec(c.rule), subset, c.port.Number)
 	m, more := c.cluster(p, subset)
-	if c.rule == nil {
-		// All of it is ours.
-	} else if err := invalid(m); err != nil {
+	if err := c.refused(m); err != nil {
 		// Envoy would refuse it, and with it perhaps the whole response.
 		field := "spec.trafficPolicy"
 		if subset != nil {
@@ -145,6 +143,14 @@ func (c *clusterBuilder) build(subset *networking.Subset) {
 	if m.GetType() == cluster.Cluster_EDS {
 		c.add(rawResource(Endpoints, m.Name, c.assignment(m.Name, p, subset), c.refs()...))
 	}
+}
+
+// refused says why Envoy would refuse a cluster for its rule. Without one all of it is ours.
+func (c *clusterBuilder) refused(m *cluster.Cluster) error {
+	if c.rule == nil {
+		return nil
+	}
+	return invalid(m)
 }
 
 // Field numbers of cluster.v3.Cluster.

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -21,10 +19,6 @@ import (
 // What a proxy is told must not depend on the way that led to the present mesh: after any history of changes, the World that was derived
 // step by step says the same, byte for byte, as one that is made of the same objects from nothing.
 func TestHistoryLeavesNoTrace(t *testing.T) {
-	histories := 20
-	if n, err := strconv.Atoi(os.Getenv("WEFT_HISTORIES")); err == nil {
-		histories = n
-	}
 	var pool []runtime.Object
 	ins, err := filepath.Glob("testdata/*/in.yaml")
 	if err != nil || len(ins) == 0 {
@@ -34,10 +28,10 @@ func TestHistoryLeavesNoTrace(t *testing.T) {
 		pool = append(pool, meshtest.Objects(t, contents(t, in))...)
 	}
 	bookinfo := meshtest.Event{Apply: meshtest.Objects(t, contents(t, "testdata/bookinfo.yaml"))}
-	for seed := range histories {
+	for seed := range meshtest.Seeds(t, 20) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			t.Parallel()
-			events := append([]meshtest.Event{bookinfo}, meshtest.History(t, uint64(seed), 60, pool)...)
+			events := append([]meshtest.Event{bookinfo}, meshtest.History(t, seed, 60, pool)...)
 			if replay(t, events) == "" {
 				return
 			}

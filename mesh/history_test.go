@@ -2,8 +2,6 @@ package mesh_test
 
 import (
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -16,14 +14,10 @@ import (
 // However the mesh came to be what it is, with snapshots in between or without, of everything or of endpoints alone: it answers
 // every question like one that was made of the same objects at once. And what a snapshot once answered, it answers for ever.
 func TestHistoryLeavesNoTrace(t *testing.T) {
-	histories := 20
-	if n, err := strconv.Atoi(os.Getenv("WEFT_HISTORIES")); err == nil {
-		histories = n
-	}
-	for seed := range histories {
+	for seed := range meshtest.Seeds(t, 20) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			t.Parallel()
-			events := meshtest.History(t, uint64(seed), 60, nil)
+			events := meshtest.History(t, seed, 60, nil)
 			if replay(events) == "" {
 				return
 			}

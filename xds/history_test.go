@@ -5,8 +5,6 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -455,17 +453,9 @@ func script(seed uint64, n int) []byte {
 // Whatever a mesh goes through, and its apps ask for, and breaks between sidecars and control planes: when all is quiet, each sidecar has what it should have, each question has
 // its answer, and no request was ever sent to a cluster that was not there.
 func TestSidecarsEndUpWithWhatTheirWorkloadAskedFor(t *testing.T) {
-	first, histories := 0, 20
-	if text := os.Getenv("WEFT_HISTORIES"); text != "" { // "1000", or "20-30"
-		a, b, span := strings.Cut(text, "-")
-		if histories, _ = strconv.Atoi(a); span {
-			first = histories
-			histories, _ = strconv.Atoi(b)
-		}
-	}
-	for seed := first; seed < histories; seed++ {
+	for seed := range meshtest.Seeds(t, 20) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			play(t, moments(t, uint64(seed), 20), script(uint64(seed), 1500))
+			play(t, moments(t, seed, 20), script(seed, 1500))
 		})
 	}
 }

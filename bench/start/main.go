@@ -79,7 +79,11 @@ func (o options) run(ctx context.Context) (err error) {
 			if err != nil {
 				return fmt.Errorf("pod %d with %s: %w", i, gate, err)
 			}
-			time.Sleep(o.rest)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(o.rest):
+			}
 			if i > 0 { // the first pulls images and fills caches
 				starts[gate] = append(starts[gate], s)
 			}

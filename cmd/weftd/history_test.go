@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -29,19 +28,11 @@ import (
 // what the files say, and nothing else. From the file's write to the proxy's memory nothing is left out but Envoy.
 func TestProxiesEndUpWithWhatTheFilesSay(t *testing.T) {
 	kit.Root(t)
-	first, histories := 0, 3
-	if text := os.Getenv("WEFT_HISTORIES"); text != "" { // "10", or "20-30"
-		a, b, span := strings.Cut(text, "-")
-		if histories, _ = strconv.Atoi(a); span {
-			first = histories
-			histories, _ = strconv.Atoi(b)
-		}
-	}
 	t.Setenv("PILOT_DEBOUNCE_AFTER", "10ms")
-	for seed := first; seed < histories; seed++ {
+	for seed := range meshtest.Seeds(t, 3) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			w := startWatched(t, uint64(seed))
-			for i, e := range meshtest.History(t, uint64(seed), 60, nil) {
+			w := startWatched(t, seed)
+			for i, e := range meshtest.History(t, seed, 60, nil) {
 				w.happen(e)
 				if e.Rand().IntN(6) == 0 {
 					w.settle(i)

@@ -30,27 +30,27 @@ func (c *Cluster) Outdated(ctx context.Context, revision string) ([]Outdated, er
 	today := map[types.UID]*corev1.Pod{}
 	found := map[Outdated]int{}
 	for _, p := range pods {
-		by := metav1.GetControllerOf(p.pod)
-		if by == nil || p.pod.DeletionTimestamp != nil || suffix(p.revision) != suffix(revision) {
+		by := metav1.GetControllerOf(p)
+		if by == nil || p.DeletionTimestamp != nil || suffix(p.revision) != suffix(revision) {
 			continue
 		}
-		like := p.pod.UID
+		like := p.UID
 		if by.Kind == "ReplicaSet" {
 			like = by.UID // its pods are all the same
 		}
 		now, asked := today[like]
 		if !asked {
-			if now, err = c.madeToday(ctx, p.pod, by); err != nil {
+			if now, err = c.madeToday(ctx, p.Pod, by); err != nil {
 				return nil, err
 			}
 			today[like] = now
 		}
-		if now != nil && proxyOf(now) != "" && !sameSidecar(p.pod, now) {
+		if now != nil && proxyOf(now) != "" && !sameSidecar(p.Pod, now) {
 			kind := by.Kind
 			if kind == "ReplicaSet" {
 				kind = "Deployment"
 			}
-			found[Outdated{Namespace: p.namespace, Kind: kind}]++
+			found[Outdated{Namespace: p.Namespace, Kind: kind}]++
 		}
 	}
 	var out []Outdated
@@ -116,10 +116,8 @@ func sameSidecar(a, b *corev1.Pod) bool {
 
 // sidecarOf is a pod's sidecar and its volumes, but for that of the account's token, which has another name in each pod.
 func sidecarOf(p *corev1.Pod) (proxy corev1.Container, volumes []corev1.Volume) {
-	for _, k := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
-		if k.Name == "istio-proxy" {
-			proxy = *k.DeepCopy()
-		}
+	if k := proxyIn(p); k != nil {
+		proxy = *k.DeepCopy()
 	}
 	proxy.VolumeMounts = slices.DeleteFunc(proxy.VolumeMounts, func(m corev1.VolumeMount) bool { return strings.HasPrefix(m.Name, "kube-api-access-") })
 	for _, v := range p.Spec.Volumes {

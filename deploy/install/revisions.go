@@ -81,7 +81,7 @@ func (c *Cluster) Revisions(ctx context.Context, namespace string) ([]Revision, 
 			if p.revision == r.Revision {
 				r.Proxies++
 				if p.gateway {
-					r.Gateways = append(r.Gateways, p.namespace+"/"+p.name)
+					r.Gateways = append(r.Gateways, p.Namespace+"/"+p.Name)
 				}
 			}
 		}
@@ -126,9 +126,9 @@ func tagOf(image string) string {
 
 // meshPod is a running pod with a proxy.
 type meshPod struct {
-	namespace, name, revision, image string
-	gateway                          bool
-	pod                              *corev1.Pod
+	*corev1.Pod
+	revision, image string
+	gateway         bool
 }
 
 // meshPods are all pods with a proxy that have not ended.
@@ -155,17 +155,12 @@ func asMeshPod(p *corev1.Pod) (meshPod, bool) {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Annotations["sidecar.istio.io/status"] == "" {
 		return meshPod{}, false
 	}
-	m := meshPod{pod: p, namespace: p.Namespace, name: p.Name, revision: p.Labels["istio.io/rev"], gateway: strings.Contains(p.Annotations["inject.istio.io/templates"], "gateway")}
+	m := meshPod{Pod: p, image: proxyOf(p), revision: p.Labels["istio.io/rev"], gateway: strings.Contains(p.Annotations["inject.istio.io/templates"], "gateway")}
 	if r := revisionIn(p.Annotations["sidecar.istio.io/status"]); r != "" {
 		m.revision = r // a tag in the label would say less
 	}
 	if m.revision == "" {
 		m.revision = "default"
-	}
-	for _, k := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
-		if k.Name == "istio-proxy" {
-			m.image = k.Image
-		}
 	}
 	return m, m.image != ""
 }

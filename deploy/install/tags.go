@@ -46,7 +46,7 @@ func (c *Cluster) Tags(ctx context.Context) ([]Tag, error) {
 			}
 		}
 		for _, p := range pods {
-			if slices.Contains(t.Namespaces, p.namespace) {
+			if slices.Contains(t.Namespaces, p.Namespace) {
 				t.Proxies++
 			}
 		}

@@ -136,7 +136,7 @@ func (c *Cluster) affected(ctx context.Context, r *Removal) error {
 	}
 	for _, p := range pods {
 		if (goes(p.revision) || len(r.Stays) == 0) && !p.gateway && !foreign[p.revision] {
-			r.Pods[p.namespace]++
+			r.Pods[p.Namespace]++
 		}
 	}
 	// goesToo: the control plane behind a webhook is one that goes, or was there once.

@@ -208,10 +208,20 @@ func (c *Cluster) dryRunPod(ctx context.Context, revision string) (*corev1.Pod, 
 
 // proxyOf is the image of a pod's sidecar, empty when it has none.
 func proxyOf(p *corev1.Pod) string {
-	for _, k := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
-		if k.Name == "istio-proxy" {
-			return k.Image
-		}
+	if k := proxyIn(p); k != nil {
+		return k.Image
 	}
 	return ""
+}
+
+// proxyIn is the container of a pod's proxy; nil when it has none.
+func proxyIn(p *corev1.Pod) *corev1.Container {
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			if list[i].Name == "istio-proxy" {
+				return &list[i]
+			}
+		}
+	}
+	return nil
 }

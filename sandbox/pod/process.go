@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-mesh/weft/sandbox/pod/forkthread"
 	"github.com/weft-mesh/weft/sandbox/pod/inside"
 )
 
@@ -31,19 +30,6 @@ type process struct {
 
 	alive *os.File // the parent's end of inside.SpecFD of a Pause
 }
-
-// forkThread is the one OS thread that forks containers. It never ends before the program does: the kernel kills a
-// container when the *thread* that forked it ends (prctl(2), PR_SET_PDEATHSIG), and Go's threads come and go.
-var forkThread = sync.OnceValue(func() chan<- func() {
-	jobs := make(chan func())
-	go func() {
-		runtime.LockOSThread()
-		for job := range jobs {
-			job()
-		}
-	}()
-	return jobs
-})
 
 // launch starts a process. pidNS is the path of a PID namespace to start it in; when empty, the process is PID 1 of a
 // new one. stdio entries may be nil (/dev/null). The caller's copies of stdio stay open.
@@ -113,17 +99,14 @@ func launch(spec inside.Spec, pidNS string, stdin, stdout, stderr *os.File) (*pr
 	return p, nil
 }
 
-// fork starts cmd from the fork thread, in pidNS when that is not empty.
+// fork starts cmd, in pidNS when that is not empty.
 func fork(cmd *exec.Cmd, pidNS string) error {
-	result := make(chan error, 1)
-	forkThread() <- func() {
+	return forkthread.Do(func() error {
 		if pidNS == "" {
-			result <- cmd.Start()
-			return
+			return cmd.Start()
 		}
-		result <- startIn(cmd, pidNS)
-	}
-	return <-result
+		return startIn(cmd, pidNS)
+	})
 }
 
 func startIn(cmd *exec.Cmd, pidNS string) error {

@@ -21,14 +21,14 @@ func TestWhatTheAgentCosts(t *testing.T) {
 	took := c.install(nil)
 	t.Logf("kubectl apply -> DaemonSet ready: %s", took.Round(10*time.Millisecond))
 	measure := func(what string) {
-		const over = 15 * time.Second
+		const over = 30 * time.Second
 		cpu, requests := c.number("process_cpu_seconds_total"), c.requests()
 		time.Sleep(over) // what is measured is this time
 		rss := c.number("process_resident_memory_bytes") / (1 << 20)
 		percent := (c.number("process_cpu_seconds_total") - cpu) / over.Seconds() * 100
 		asked := c.requests() - requests
-		t.Logf("%s: RSS %.1f MB, %.2f %% of a core, %.0f requests to the API server in %s", what, rss, percent, asked, over)
-		if rss > 120 || percent > 5 || asked > 3 {
+		t.Logf("%s: RSS %.1f MB, %.2f %% of a core, %.0f requests to the API server a minute", what, rss, percent, asked/over.Minutes())
+		if rss > 120 || percent > 5 || asked > 5 {
 			t.Errorf("%s: the agent takes more than it should", what)
 		}
 	}
