@@ -85,6 +85,11 @@ type Spec struct {
 	// without translation and make its kernel reset good connections (Istio: INVALID_DROP).
 	DropInvalid bool `json:"dropInvalid,omitempty"`
 
+	// Gate is the port on which the proxy tells about its health, if kubelet's HTTP hook after the proxy's start holds the pod's other
+	// containers back; 0 if not. The injector sets it. With it nobody is refused at PortProof: while nothing listens on PortInbound, kubelet
+	// gets no answer and tries again, and who listens on PortProof inside the pod (the node agent does) is given what arrives there.
+	Gate uint16 `json:"gate,omitempty"`
+
 	// IPv4 and IPv6 say for which families there are rules. Both are on by default: rules of a family that a pod does not
 	// have cost nothing, while a missing family would be a hole.
 	IPv4 bool `json:"ipv4"`
@@ -299,6 +304,9 @@ func (s Spec) Validate() error {
 		if slices.Contains(l.ids, ^uint32(0)) {
 			bad(l.field, "4294967295 is not a valid ID on Linux")
 		}
+	}
+	if slices.Contains([]uint16{PortOutbound, PortInbound, PortDNS, PortProofLoop, PortProof}, s.Gate) {
+		bad("gate", "%d is where the rules lead traffic to or from, so the proxy's health cannot be there; want the proxy's health port, such as %d, or 0", s.Gate, PortHealth)
 	}
 	if s.Mode == Redirect || s.Mode == TProxy {
 		if len(s.ProxyUIDs)+len(s.ProxyGIDs) == 0 {

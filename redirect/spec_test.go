@@ -154,6 +154,9 @@ func TestAWrongSpecIsRefusedWithItsField(t *testing.T) {
 		{`{"proxyUIDs":[0]}`, "every root process uncaptured"},
 		{`{"proxyGIDs":[0]}`, "root's group uncaptured"},
 		{`{"excludeUIDs":[4294967295]}`, "field excludeUIDs: 4294967295"},
+		{`{"gate":15099}`, "field gate: 15099 is where the rules lead traffic to or from"},
+		{`{"gate":15006}`, "want the proxy's health port, such as 15021, or 0"},
+		{`{"gate":65536}`, "cannot unmarshal number 65536"},
 		{`{"ipv4":false,"ipv6":false}`, "nothing would be captured"},
 	} {
 		_, err := Decode(c.text)
