@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,15 +11,16 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/weft-mesh/weft/envoy/bootstrap"
 	"github.com/weft-mesh/weft/mesh"
+	"github.com/weft-mesh/weft/redirect"
 )
 
 // StartGate is what keeps kubelet from starting a pod's own containers before the proxy works. Both wait for the same: the
-// redirection proven and the configuration received.
+// redirection proven and the configuration received. Gateways, of which no other container waits, always have the startup probe.
 //
-// The startup probe works everywhere, and costs each pod a second, kubelet's smallest period. The hook costs what Envoy takes to start. Its
-// program comes out of an image volume, so it needs Kubernetes and container runtimes that have those.
+// The startup probe works everywhere, and costs each pod a second, kubelet's smallest period. The hook costs what Envoy takes to
+// start. kubelet makes one request for it and does not repeat it, so the pod's own rules hold that request instead of refusing it,
+// and the node agent answers it (package redirect: Spec.Gate).
 type StartGate string
 
 const (
@@ -40,32 +40,25 @@ func parseStartGate(v string) (StartGate, error) {
 	return "", fmt.Errorf("want %s, %s or %s", GateAuto, GateHook, GateProbe)
 }
 
-const (
-	annStartGate = "weft.dev/start-gate"
-
-	gateVolume  = "weft"
-	gateDir     = "/weft"
-	gateProgram = gateDir + "/weft-wait"
-	// How long the hook waits. Deleting a pod waits for its hooks (kubernetes#106604), and a container that does not
-	// become ready is restarted after it, so that its log and its message are seen.
-	gateWait = 15 * time.Second
-)
+const annStartGate = "weft.dev/start-gate"
 
 // gate is what holds this pod back.
-func (j *injection) gate() StartGate {
-	if j.gated == "" {
-		j.gated = j.chooseGate()
+func (j *injection) gate() (StartGate, error) {
+	if j.gated != "" {
+		return j.gated, nil
 	}
-	return j.gated
+	if err := j.capture(); err != nil {
+		return "", err
+	}
+	g, err := j.chooseGate()
+	j.gated = g
+	return g, err
 }
 
-func (j *injection) chooseGate() StartGate {
+func (j *injection) chooseGate() (StartGate, error) {
 	// A pod keeps the gate that it was given first: the nodes may have changed between two calls for one pod.
 	if j.before != nil {
-		if slices.Contains(j.before.Volumes, gateVolume) {
-			return GateHook
-		}
-		return GateProbe
+		return j.gateBefore()
 	}
 	asked := j.user.startGate
 	if asked == "" {
@@ -78,42 +71,41 @@ func (j *injection) chooseGate() StartGate {
 		}
 	}
 	if asked == GateProbe {
-		return GateProbe
+		return GateProbe, nil
 	}
-	// What users say about the proxy's start wins, and a container cannot have two postStart hooks.
-	own := ""
+	var prevents string
 	switch l := j.override.Lifecycle; {
+	case j.spec.Mode == redirect.None:
+		// Nothing holds a request that no rule knows: a proxy that is still starting would refuse it, and the hook would have failed.
+		prevents = "this pod's traffic is not redirected"
 	case l != nil && l.PostStart != nil:
-		own = "lifecycle.postStart"
+		// What users say about the proxy's start wins, and a container cannot have two postStart hooks.
+		prevents = "the container " + ProxyName + " has a lifecycle.postStart of its own"
 	case j.override.StartupProbe != nil:
-		own = "startupProbe"
+		prevents = "the container " + ProxyName + " has a startupProbe of its own"
 	default:
-		return GateHook
+		return GateHook, nil
 	}
 	if j.user.startGate == GateHook {
-		j.warnings = append(j.warnings, fmt.Sprintf("annotation %s: hook has no effect: the container %s has a %s of its own, so a startup probe holds the pod back", annStartGate, ProxyName, own))
+		j.warnings = append(j.warnings, fmt.Sprintf("annotation %s: hook has no effect: %s, so a startup probe holds the pod back", annStartGate, prevents))
 	}
-	return GateProbe
+	return GateProbe, nil
 }
 
-// gateCommand is the hook's, which asks port. $(VAR) is not expanded in hooks: the program reads its environment.
-func (j *injection) gateCommand(port, health int32) any {
-	if j.gate() != GateHook {
-		return nil
+// gateBefore is the gate that an earlier call gave the pod.
+func (j *injection) gateBefore() (StartGate, error) {
+	text, ok := j.pod.Annotations[redirect.Annotation]
+	if !ok || j.spec.Mode == redirect.None {
+		return GateProbe, nil
 	}
-	command := []string{gateProgram, "--for=" + gateWait.String(), "--port=" + strconv.Itoa(int(port))}
-	if health != bootstrap.PortHealth {
-		command = append(command, "--health-port="+strconv.Itoa(int(health)))
+	spec, err := redirect.Decode(text)
+	if err != nil {
+		return "", fmt.Errorf("%w; the injector wrote it, and another webhook or a person changed it", err)
 	}
-	return command
-}
-
-// gateVolumeSource mounts the mesh's image into the proxy's container, read-only. Its pull secrets are the pod's (Kubernetes API: ImageVolumeSource).
-func (j *injection) gateVolumeSource() any {
-	if j.gate() != GateHook {
-		return nil
+	if spec.Gate == 0 {
+		return GateProbe, nil
 	}
-	return corev1.ImageVolumeSource{Reference: j.in.o.WeftImage, PullPolicy: j.in.o.ImagePullPolicy}
+	return GateHook, nil
 }
 
 // The least versions that mount images. Kubernetes had the field from 1.31 on behind a feature gate, and cannot be without it since 1.36; an API server that has

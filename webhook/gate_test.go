@@ -3,7 +3,6 @@ package webhook
 import (
 	"bytes"
 	"log/slog"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-mesh/weft/mesh"
+	"github.com/weft-mesh/weft/redirect"
 )
 
 func TestImagesAreMountedOnlyWhereTheyCanBe(t *testing.T) {
@@ -69,13 +69,9 @@ func TestOneOldNodeTurnsTheHookOff(t *testing.T) {
 func gateOf(t *testing.T, pod *corev1.Pod) string {
 	t.Helper()
 	c := findProxy(pod)
-	hook := c.Lifecycle != nil && c.Lifecycle.PostStart != nil && c.Lifecycle.PostStart.Exec != nil && c.Lifecycle.PostStart.Exec.Command[0] == gateProgram
-	mount := slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == gateVolume && m.MountPath == gateDir && m.ReadOnly })
-	volume := slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
-		return v.Name == gateVolume && v.Image != nil && v.Image.Reference == "example.com/mesh/weft:7"
-	})
-	if hook != mount || hook != volume {
-		t.Errorf("hook %v, mount %v, volume %v: want all or none", hook, mount, volume)
+	hook := c.Lifecycle != nil && c.Lifecycle.PostStart != nil
+	if told := redirectOf(t, pod).Gate != 0; hook != told {
+		t.Errorf("the pod has a hook: %v, and its node is told of one: %v", hook, told)
 	}
 	switch probe := c.StartupProbe != nil; {
 	case hook && probe:
@@ -86,6 +82,20 @@ func gateOf(t *testing.T, pod *corev1.Pod) string {
 		return "probe"
 	}
 	return "none"
+}
+
+// redirectOf is what the pod's node is told; the zero Spec if nothing is redirected.
+func redirectOf(t *testing.T, pod *corev1.Pod) redirect.Spec {
+	t.Helper()
+	text, ok := pod.Annotations[redirect.Annotation]
+	if !ok {
+		return redirect.Spec{}
+	}
+	spec, err := redirect.Decode(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spec
 }
 
 func TestWhatHoldsAPodBack(t *testing.T) {
@@ -107,17 +117,21 @@ func TestWhatHoldsAPodBack(t *testing.T) {
 		{"the pod says auto", GateProbe, yes, "auto", "hook"},
 	} {
 		for _, template := range []string{templateSidecar, templateGateway} {
-			in := newInjector(t, Options{StartGate: c.mesh, ImageVolumes: c.images, WeftImage: "example.com/mesh/weft:7"})
+			in := newInjector(t, Options{StartGate: c.mesh, ImageVolumes: c.images})
 			annotations := map[string]string{annotationTemplates: template}
 			if c.annotation != "" {
 				annotations[annStartGate] = c.annotation
 			}
 			after, warnings, err := in.Inject(plainPod(annotations), "default", nil)
-			if err != nil || len(warnings) > 0 {
-				t.Fatalf("%s: %v, %v", c.name, warnings, err)
+			if useless := template == templateGateway && c.annotation == "hook"; err != nil || len(warnings) > 0 != useless {
+				t.Fatalf("%s, %s: %v, %v", c.name, template, warnings, err)
 			}
-			if got := gateOf(t, after); got != c.want {
-				t.Errorf("%s, %s: %s holds the pod back, want %s", c.name, template, got, c.want)
+			want := c.want
+			if template == templateGateway { // nothing of its pod waits, and nothing would hold the hook's request
+				want = "probe"
+			}
+			if got := gateOf(t, after); got != want {
+				t.Errorf("%s, %s: %s holds the pod back, want %s", c.name, template, got, want)
 			}
 			if findProxy(after).ReadinessProbe == nil {
 				t.Errorf("%s, %s: no readiness probe: a kubelet that restarts during the hook forgets it", c.name, template)
@@ -126,27 +140,53 @@ func TestWhatHoldsAPodBack(t *testing.T) {
 	}
 }
 
-func TestTheHookWaitsForWhatTheStartupProbeWaitsFor(t *testing.T) {
-	for _, annotations := range []map[string]string{
-		{},
-		{annotationTemplates: templateGateway},
-		{"sidecar.istio.io/interceptionMode": "NONE"},
-		{"sidecar.istio.io/interceptionMode": "NONE", annStatusPort: "15029"},
-		{annStatusPort: "15029"},
+func TestTheHookAsksWhatTheStartupProbeAsks(t *testing.T) {
+	for _, c := range []struct {
+		annotations map[string]string
+		health      uint16
+	}{
+		{nil, redirect.PortHealth},
+		{map[string]string{annStatusPort: "15029"}, 15029},
+		{map[string]string{annStatusPort: "0"}, redirect.PortHealth}, // no readiness probe
+		{map[string]string{"sidecar.istio.io/interceptionMode": "TPROXY"}, redirect.PortHealth},
 	} {
-		in := newInjector(t, Options{StartGate: GateProbe})
-		probed, _, err := in.Inject(plainPod(annotations), "default", nil)
+		probed, _, err := newInjector(t, Options{StartGate: GateProbe}).Inject(plainPod(c.annotations), "default", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		in = newInjector(t, Options{StartGate: GateHook})
-		hooked, _, err := in.Inject(plainPod(annotations), "default", nil)
+		hooked, _, err := newInjector(t, Options{StartGate: GateHook}).Inject(plainPod(c.annotations), "default", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := "--port=" + findProxy(probed).StartupProbe.HTTPGet.Port.String()
-		if command := findProxy(hooked).Lifecycle.PostStart.Exec.Command; !slices.Contains(command, want) || !slices.Contains(command, "--for=15s") {
-			t.Errorf("%v: the hook is %v, and the startup probe asks %s", annotations, command, want)
+		want := findProxy(probed).StartupProbe.HTTPGet
+		if got := findProxy(hooked).Lifecycle.PostStart.HTTPGet; got.Path != want.Path || got.Port != want.Port || got.Port.IntValue() != redirect.PortProof {
+			t.Errorf("%v: the hook asks %v, and the startup probe %v", c.annotations, got, want)
+		}
+		// Pod Security "baseline" refuses hooks and probes that name a host.
+		if host := findProxy(hooked).Lifecycle.PostStart.HTTPGet.Host; host != "" {
+			t.Errorf("%v: the hook names the host %q", c.annotations, host)
+		}
+		if got := redirectOf(t, hooked).Gate; got != c.health {
+			t.Errorf("%v: the node is told that the proxy's health is on port %d, want %d", c.annotations, got, c.health)
+		}
+	}
+}
+
+func TestAPodThatIsNotRedirectedHasNoHook(t *testing.T) {
+	for _, said := range []bool{false, true} {
+		annotations := map[string]string{"sidecar.istio.io/interceptionMode": "NONE", annStatusPort: "15029"}
+		if said {
+			annotations[annStartGate] = "hook"
+		}
+		pod, warnings, err := newInjector(t, Options{StartGate: GateHook}).Inject(plainPod(annotations), "default", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := gateOf(t, pod); got != "probe" || findProxy(pod).StartupProbe.HTTPGet.Port.IntValue() != 15029 {
+			t.Errorf("%s holds the pod back, and the startup probe is %v", got, findProxy(pod).StartupProbe)
+		}
+		if told := strings.Contains(strings.Join(warnings, "\n"), annStartGate); told != said {
+			t.Errorf("a pod that asks for the hook: %v, and the warnings: %q", said, warnings)
 		}
 	}
 }
@@ -154,7 +194,7 @@ func TestTheHookWaitsForWhatTheStartupProbeWaitsFor(t *testing.T) {
 // Kubernetes: a webhook may be called again, after others have changed the pod. By then the nodes may be others.
 func TestAPodKeepsTheGateThatItWasGiven(t *testing.T) {
 	images := true
-	in := newInjector(t, Options{ImageVolumes: func() bool { return images }, WeftImage: "example.com/mesh/weft:7"})
+	in := newInjector(t, Options{ImageVolumes: func() bool { return images }})
 	for _, first := range []bool{true, false} {
 		images = first
 		once, _, err := in.Inject(plainPod(nil), "default", nil)
@@ -172,6 +212,18 @@ func TestAPodKeepsTheGateThatItWasGiven(t *testing.T) {
 		if patch, err := podPatch(once, twice); err != nil || patch != nil {
 			t.Errorf("the second call changes the pod: %s, %v", patch, err)
 		}
+	}
+}
+
+func TestAnAnnotationThatSomebodyBrokeIsNamed(t *testing.T) {
+	in := newInjector(t, Options{StartGate: GateHook})
+	pod, _, err := in.Inject(plainPod(nil), "default", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod.Annotations[redirect.Annotation] = `{"mode":"SIDEWAYS"}`
+	if _, _, err = in.Inject(pod, "default", nil); err == nil || !strings.Contains(err.Error(), "annotation "+redirect.Annotation) || !strings.Contains(err.Error(), "SIDEWAYS") {
+		t.Errorf("injected again: %v", err)
 	}
 }
 

@@ -153,6 +153,9 @@ func (j *injection) apply() error {
 			st.ImagePullSecrets = append(st.ImagePullSecrets, s.Name)
 		}
 	}
+	if j.gated == "" && j.user.startGate == GateHook {
+		j.warnings = append(j.warnings, fmt.Sprintf("annotation %s: hook has no effect: no container of this pod waits for the proxy", annStartGate))
+	}
 	if native && main {
 		return annotationError(annotationTemplates, strings.Join(names, ","), fmt.Errorf("these templates add %s both as sidecar and as main container; choose one", ProxyName))
 	}

@@ -28,7 +28,7 @@ var valueNames = map[string]bool{
 	"proxy.image": true, "proxy.imagePullPolicy": true, "proxy.imagePullSecrets": true, "proxy.resources": true, "proxy.flags": true,
 	"proxy.env": true, "proxy.customBootstrapArgs": true, "proxy.userVolumes": true, "proxy.userVolumeMounts": true, "proxy.healthPort": true,
 	"proxy.preStop": true,
-	"gate.probe":    true, "gate.image": true, "sidecar.gateCommand": true, "gateway.gateCommand": true,
+	"gate.probe":    true, "gate.hook": true,
 	"sidecar.bootstrap": true, "sidecar.redirect": true, "sidecar.appProbers": true, "sidecar.proofPort": true, "sidecar.readinessProbe": true,
 	"sidecar.runAsUser": true, "sidecar.runAsGroup": true, "sidecar.runAsNonRoot": true, "sidecar.capabilities": true,
 	"gateway.bootstrap": true, "gateway.readinessProbe": true, "gateway.sysctls": true,
@@ -108,18 +108,13 @@ func (j *injection) values() (*templates.Values, error) {
 		"proxy.flags":                flags,
 		"proxy.healthPort":           healthPort,
 		"proxy.preStop":              func() (any, error) { return j.preStop() },
-		"gate.probe":                 func() (any, error) { return j.gate() == GateProbe, nil },
-		"gate.image":                 func() (any, error) { return j.gateVolumeSource(), nil },
-		"gateway.gateCommand":        func() (any, error) { return j.gateCommand(healthPort, healthPort), nil },
+		"gate.probe":                 func() (any, error) { g, err := j.gate(); return g == GateProbe, err },
+		"gate.hook":                  func() (any, error) { g, err := j.gate(); return g == GateHook, err },
 		"sidecar.bootstrap":          func() (any, error) { return j.sidecarBootstrap() },
-		"sidecar.redirect":           func() (any, error) { return j.redirect() },
+		"sidecar.redirect":           func() (any, error) { return j.redirect(healthPort) },
 		"sidecar.appProbers":         func() (any, error) { return j.appProbers() },
 		"sidecar.proofPort":          func() (any, error) { return j.proofPort(healthPort) },
 		"gateway.bootstrap":          func() (any, error) { return j.build(bootstrap.Router, nil) },
-	}
-	named["sidecar.gateCommand"] = func() (any, error) {
-		port, err := j.proofPort(healthPort)
-		return j.gateCommand(port, healthPort), err
 	}
 	set := func(name string, present bool, v any) {
 		if present {
@@ -246,14 +241,18 @@ func (j *injection) capture() error {
 	return err
 }
 
-func (j *injection) redirect() (any, error) {
-	if err := j.capture(); err != nil {
+// redirect is the annotation by which the CNI plugin and the node agent know what to do. It says on which port the proxy tells about
+// its health when the hook holds the pod back.
+func (j *injection) redirect(health int32) (any, error) {
+	gate, err := j.gate()
+	if err != nil || j.spec.Mode == redirect.None {
 		return nil, err
 	}
-	if j.spec.Mode == redirect.None {
-		return nil, nil
+	spec := j.spec
+	if gate == GateHook {
+		spec.Gate = uint16(health)
 	}
-	return j.spec.Encode(), nil
+	return spec.Encode(), nil
 }
 
 // identity gives root's value under TPROXY, whose sockets need NET_RAW, and the ordinary one else.
