@@ -28,7 +28,7 @@ func TestS62DiscoverySelectorsLeaveNamespacesOut(t *testing.T) {
 	}
 	knows(in, true)
 	knows(left, true)
-	ns.meshConfig("discoverySelectors: [{matchExpressions: [{key: istio-exclude, operator: NotIn, values: ['true']}]}]")
+	ns.withMeshConfig("discoverySelectors: [{matchExpressions: [{key: istio-exclude, operator: NotIn, values: ['true']}]}]")
 	knows(left, false)
 	knows(in, true)
 	ns.run("", "label", "namespace", left.Name, "istio-exclude-")

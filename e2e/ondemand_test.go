@@ -211,7 +211,7 @@ func TestUnknownHostsByPolicy(t *testing.T) {
 	ns, outside := alone(t), someoneOutside(t)
 	other := NewNamespace(t, ns.Cluster, "other", injected, restricted, withDiscovery(theOther(meshDiscovery(t))))
 	both := []*Namespace{ns, other}
-	ns.meshConfig("outboundTrafficPolicy: {mode: REGISTRY_ONLY}")
+	ns.withMeshConfig("outboundTrafficPolicy: {mode: REGISTRY_ONLY}")
 	for _, ns := range both {
 		ns.Deploy(App{Name: "echo"}, client)
 	}

@@ -142,7 +142,7 @@ type asking struct{ *Namespace }
 
 func onDemandClient(ns *Namespace) asking {
 	ns.T.Helper()
-	ns.meshConfig("accessLogFile: /dev/stdout")
+	ns.withMeshConfig("accessLogFile: /dev/stdout")
 	a := asking{NewNamespace(ns.T, ns.Cluster, "asking", injected, restricted, withDiscovery(mesh.OnDemand))}
 	a.Deploy(App{Name: "echo"}, client)
 	a.Apply(doors("used", "never-used"))

@@ -108,7 +108,7 @@ func TestS22DefaultRetryPolicyComesFromMeshConfig(t *testing.T) {
 	got := ns.Call(fromClient, "-n", "200", "http://echo/").Statuses()
 	between(t, "503 of 200 at 75 % with the default policy", got["503"], 126, 174)
 
-	ns.meshConfig("defaultHttpRetryPolicy: {attempts: 0}")
+	ns.withMeshConfig("defaultHttpRetryPolicy: {attempts: 0}")
 	got = ns.Call(fromClient, "-n", "200", "http://echo/").Statuses()
 	between(t, "503 of 200 at 75 % without retries", got["503"], 126, 174)
 
@@ -129,23 +129,32 @@ func TestS22DefaultRetryPolicyComesFromMeshConfig(t *testing.T) {
 	})
 }
 
-// meshConfig adds to the mesh's configuration until the end of the test.
-func (ns *Namespace) meshConfig(add string) {
+// meshConfig is the mesh's configuration, as YAML.
+func (ns *Namespace) meshConfig() string {
 	ns.T.Helper()
-	before := ns.run("", "get", "configmap", "istio", "-n", "istio-system", "-o", "jsonpath={.data.mesh}")
-	set := func(mesh string) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		yaml := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n"
-		for line := range strings.Lines(mesh) {
-			yaml += "    " + strings.TrimRight(line, "\n") + "\n"
-		}
-		if _, err := ns.Cluster.Run(ctx, yaml, "apply", "-f", "-"); err != nil {
-			ns.T.Errorf("mesh configuration: %v", err)
-		}
+	return strings.TrimRight(ns.run("", "get", "configmap", "istio", "-n", "istio-system", "-o", "jsonpath={.data.mesh}"), "\n") + "\n"
+}
+
+// setMeshConfig replaces the mesh's configuration.
+func (ns *Namespace) setMeshConfig(mesh string) {
+	ns.T.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	yaml := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n"
+	for line := range strings.Lines(mesh) {
+		yaml += "    " + strings.TrimRight(line, "\n") + "\n"
 	}
-	ns.T.Cleanup(func() { set(before) })
-	set(strings.TrimRight(before, "\n") + "\n" + add + "\n")
+	if _, err := ns.Cluster.Run(ctx, yaml, "apply", "-f", "-"); err != nil {
+		ns.T.Errorf("mesh configuration: %v", err)
+	}
+}
+
+// withMeshConfig adds to the mesh's configuration until the end of the test.
+func (ns *Namespace) withMeshConfig(add string) {
+	ns.T.Helper()
+	before := ns.meshConfig()
+	ns.T.Cleanup(func() { ns.setMeshConfig(before) })
+	ns.setMeshConfig(before + add + "\n")
 }
 
 func TestS29ConnectionPoolOverflows(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,9 +38,9 @@ type load struct {
 // requests: short requests over kept connections, requests that are under way for a while and
 // may not be sent twice, and gRPC.
 var steadyLoads = []load{
-	{"GET", 0.65, []string{"-c", "8", "-rate", "200", "http://echo/"}},
-	{"POST", 0.2, []string{"-c", "6", "-rate", "60", "-X", "POST", "-d", "order", "http://echo/delay/40ms"}},
-	{"gRPC", 0.15, []string{"-c", "3", "-rate", "45", "grpc://echo:9000"}},
+	{"GET", 0.65, []string{"-c", "8", "-rate", "300", "http://echo/"}},
+	{"POST", 0.2, []string{"-c", "6", "-rate", "90", "-X", "POST", "-d", "order", "http://echo/delay/40ms"}},
+	{"gRPC", 0.15, []string{"-c", "4", "-rate", "68", "grpc://echo:9000"}},
 }
 
 // steady runs the loads and makes the change again and again until they are through. Every
@@ -138,8 +139,8 @@ func TestNoRequestFailsUnderChange(t *testing.T) {
 			ns.Kubectl("rollout", "restart", "deploy/hasty-v1")
 			ns.WaitRollout("hasty-v1")
 		},
-			load{"GET", 0.8, []string{"-c", "8", "-rate", "200", "http://hasty/"}},
-			load{"gRPC", 0.2, []string{"-c", "3", "-rate", "45", "grpc://hasty:9000"}})
+			load{"GET", 0.8, []string{"-c", "8", "-rate", "300", "http://hasty/"}},
+			load{"gRPC", 0.2, []string{"-c", "4", "-rate", "75", "grpc://hasty:9000"}})
 	})
 	t.Run("subsets come and go", func(t *testing.T) {
 		ns := in(t)
@@ -150,6 +151,18 @@ func TestNoRequestFailsUnderChange(t *testing.T) {
 			ns.Kubectl("delete", "virtualservice", "echo")
 			ns.Kubectl("delete", "destinationrule", "echo")
 		})
+	})
+	t.Run("weights move between subsets", func(t *testing.T) {
+		ns := in(t)
+		ns.Deploy(App{Name: "echo", Version: "v2", PreStop: 1})
+		ns.Apply(subsets("echo", []string{"v1", "v2"}))
+		steady(ns, func(round int) {
+			v1 := []int{100, 90, 50, 0, 50, 90}[round%6]
+			ns.Apply(virtualService("echo", fmt.Sprintf("  - route:\n    - {destination: {host: echo, subset: v1}, weight: %d}\n    - {destination: {host: echo, subset: v2}, weight: %d}\n", v1, 100-v1)))
+		})
+		ns.Kubectl("delete", "virtualservice", "echo")
+		ns.Kubectl("delete", "destinationrule", "echo")
+		ns.Kubectl("delete", "deployment", "echo-v2")
 	})
 	t.Run("routes are rewritten", func(t *testing.T) {
 		ns := in(t)
@@ -171,6 +184,24 @@ func TestNoRequestFailsUnderChange(t *testing.T) {
 		})
 		ns.Kubectl("delete", "destinationrule", "echo")
 		ns.Kubectl("delete", "peerauthentication", "--all")
+	})
+	t.Run("the mesh's mTLS mode changes", func(t *testing.T) {
+		ns := in(t)
+		steady(ns, func(round int) {
+			if mode := []string{"STRICT", "PERMISSIVE", ""}[round%3]; mode != "" {
+				system(ns).Apply(strings.Replace(strict, "STRICT", mode, 1))
+			} else {
+				system(ns).Kubectl("delete", "peerauthentication", "default")
+			}
+		})
+		system(ns).Kubectl("delete", "peerauthentication", "--all")
+	})
+	t.Run("the mesh's configuration changes", func(t *testing.T) {
+		ns := in(t)
+		before := ns.meshConfig()
+		t.Cleanup(func() { ns.setMeshConfig(before) })
+		additions := []string{"accessLogFile: /dev/stdout\n", "connectTimeout: 3s\n", ""}
+		steady(ns, func(round int) { ns.setMeshConfig(before + additions[round%len(additions)]) })
 	})
 	t.Run("a port gets another name", func(t *testing.T) {
 		ns := in(t)
@@ -201,9 +232,45 @@ func TestNoRequestFailsUnderChange(t *testing.T) {
 			}
 		})
 	})
+	t.Run("the service behind the routes is replaced", func(t *testing.T) {
+		ns := in(t)
+		steady(ns, func(round int) {
+			next, last := []string{"blue", "green"}[round%2], []string{"green", "blue"}[round%2]
+			ns.Apply(strings.Replace(App{Name: next}.service(), "selector: {app: "+next+"}", "selector: {app: echo}", 1) + "---\n" +
+				virtualService("echo", "  - route:\n    - destination: {host: "+next+"}\n"))
+			ns.Kubectl("delete", "service", last, "--ignore-not-found")
+		})
+		ns.Kubectl("delete", "virtualservice", "echo")
+		ns.Kubectl("delete", "service", "blue", "green", "--ignore-not-found")
+	})
+	t.Run("a service entry comes and goes", func(t *testing.T) {
+		ns, outside := in(t), someoneOutside(t)
+		host := "api." + ns.Name + ".example.com"
+		entry := fmt.Sprintf("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api}\nspec:\n  hosts: [%s]\n  ports: [{number: 80, name: http, protocol: HTTP}]\n"+
+			"  location: MESH_EXTERNAL\n  resolution: STATIC\n  endpoints: [{address: %s, ports: {http: 8080}}]\n", host, outside.pods("app=stranger")[0].Status.PodIP)
+		// With the entry and without it (passed through) its host is answered.
+		through := load{"GET from outside", 0.1, append([]string{"-c", "3", "-rate", "45"}, ns.to(outside, "http://"+host+"/")...)}
+		steady(ns, func(int) {
+			ns.Apply(entry)
+			ns.Kubectl("delete", "serviceentry", "api")
+		}, append(slices.Clone(steadyLoads), through)...)
+	})
+	t.Run("other clients start", func(t *testing.T) {
+		ns := in(t)
+		other := App{Name: "caller", Hold: true}
+		ns.Deploy(other)
+		steady(ns, func(int) {
+			ns.Kubectl("rollout", "restart", "deploy/caller-v1")
+			ns.WaitRollout("caller-v1")
+			// Of a pod that is ready, the first request is answered like any other.
+			if got := ns.Call("caller-v1", "-n", "50", "-c", "5", "http://echo/").Statuses(); got["200"] != 50 {
+				t.Errorf("the first requests of a new pod: %v", got)
+			}
+		})
+	})
 	t.Run("the control plane is restarted", func(t *testing.T) {
 		ns := in(t)
-		system := &Namespace{T: t, Cluster: ns.Cluster, Name: "istio-system"}
+		system := system(ns)
 		steady(ns, func(int) {
 			system.Kubectl("rollout", "restart", "deploy/istiod")
 			system.WaitRollout("istiod")
