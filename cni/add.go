@@ -33,6 +33,13 @@ func Add(args *skel.CmdArgs) error {
 		if err := redirect.InNetNS(args.Netns, func() error { return conf.backend().Apply(spec) }); err != nil {
 			return fail(CodeKernel, p, errors.Join(fmt.Errorf("redirect traffic to the sidecar: %w", err), a.forget(conf)))
 		}
+		if spec.Gate != 0 && conf.AgentSocket != "" {
+			q := p.ask(args)
+			q.Gate = spec.Gate
+			if err := tellGate(conf.AgentSocket, q); err != nil {
+				fmt.Fprintln(os.Stderr, "weft-cni:", err)
+			}
+		}
 	}
 	return printResult(conf)
 }
@@ -54,7 +61,7 @@ func decide(conf Conf, p pod, args *skel.CmdArgs) (spec redirect.Spec, injected 
 				`let the weft-cni entry of conflist %q have "capabilities": {%q: true} (containerd and CRI-O understand it), or set agentSocket, or add namespace %s to excludeNamespaces`,
 				conf.Name, CapabilityAnnotations, p.namespace)
 		}
-		if text, injected, err = askAgent(conf.AgentSocket, agentRequest{Namespace: p.namespace, Name: p.name, UID: p.uid, ContainerID: args.ContainerID, NetNS: args.Netns}); err != nil {
+		if text, injected, err = askAgent(conf.AgentSocket, p.ask(args)); err != nil {
 			return spec, false, err
 		}
 	}
@@ -65,6 +72,11 @@ func decide(conf Conf, p pod, args *skel.CmdArgs) (spec redirect.Spec, injected 
 		return spec, false, types.NewError(CodeBadAnnotation, err.Error(), "")
 	}
 	return spec, true, nil
+}
+
+// ask is a question about the pod to the node agent.
+func (p pod) ask(args *skel.CmdArgs) agentRequest {
+	return agentRequest{Namespace: p.namespace, Name: p.name, UID: p.uid, ContainerID: args.ContainerID, NetNS: args.Netns}
 }
 
 // printResult writes the previous result byte for byte. Without one (the plugin runs alone, as Multus may do) the result is empty: this plugin makes

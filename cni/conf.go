@@ -44,7 +44,8 @@ type Conf struct {
 	// namespace belongs here when AgentSocket is used, or else the agent could not start.
 	ExcludeNamespaces []string `json:"excludeNamespaces"`
 
-	// AgentSocket is the path of the node agent's unix socket. It is asked only when the runtime passes no annotations.
+	// AgentSocket is the path of the node agent's unix socket. It is asked when the runtime passes no annotations, and told of pods whose start waits for
+	// their proxy.
 	AgentSocket string `json:"agentSocket"`
 
 	// StateDir replaces DefaultStateDir.

@@ -365,6 +365,50 @@ func TestARuntimeThatPassesNoAnnotationsNeverLetsAnInjectedPodPass(t *testing.T)
 	}
 }
 
+func TestTheAgentIsToldOfAPodWhoseStartWaitsForItsProxy(t *testing.T) {
+	n := newNode(t)
+	spec := redirect.Default()
+	spec.Gate = redirect.PortHealth
+	agent := filepath.Join(n.dir, "agent.sock")
+	chain := n.chain("1.1.0", map[string]any{"agentSocket": agent})
+	redirected := func(t *testing.T, name string) sandbox {
+		pod := n.pod(name, injected(spec))
+		n.mustAdd(chain, pod)
+		if drift := pod.rules(t, spec); len(drift) > 0 {
+			t.Errorf("rules: %q", drift)
+		}
+		return pod
+	}
+	t.Run("agent is down", func(t *testing.T) { redirected(t, "cart") })
+	asked := make(chan string, 1)
+	answers := map[string]string{"cart": `{"redirect":null}`, "refused": `{"error":"no such namespace"}`, "broken": "what?"}
+	listen(t, agent, func(line string) string {
+		var q struct{ Name string }
+		if err := json.Unmarshal([]byte(line), &q); err != nil {
+			return err.Error()
+		}
+		asked <- line
+		return answers[q.Name]
+	})
+	for name := range answers {
+		t.Run("agent knows "+name, func(t *testing.T) {
+			pod := redirected(t, name)
+			want := fmt.Sprintf(`{"namespace":"shop","name":%q,"uid":"uid-%s","containerID":%q,"netns":%q,"gate":15021}`, name, name, pod.args.ContainerID, pod.Path)
+			if got := strings.TrimSpace(<-asked); got != want {
+				t.Errorf("the agent was told %s, want %s", got, want)
+			}
+		})
+	}
+	t.Run("no gate", func(t *testing.T) {
+		n.mustAdd(chain, n.pod("plain", injected(redirect.Default())))
+		select {
+		case line := <-asked:
+			t.Errorf("the agent was told %s", line)
+		default:
+		}
+	})
+}
+
 // listen is a node agent: one line in, one line out.
 func listen(t *testing.T, socket string, answer func(string) string) {
 	t.Helper()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -22,34 +21,10 @@ func Status(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(tryRules(conf), tryState(conf), trySource(conf)); err != nil {
+	if err := errors.Join(redirect.Try(conf.backend(), redirect.Default()), tryState(conf), trySource(conf)); err != nil {
 		return fail(types.ErrPluginNotAvailable, pod{}, err)
 	}
 	return nil
-}
-
-func tryRules(conf Conf) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the namespace goes with the thread
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("make a network namespace to try the rules in: %w", err)
-			}
-			if err := conf.backend().Apply(redirect.Default()); err != nil {
-				return fmt.Errorf("redirection does not work on this node: %w", err)
-			}
-			drift, err := conf.backend().Verify(redirect.Default())
-			if err == nil && len(drift) > 0 {
-				err = errors.New(shortened(drift))
-			}
-			if err != nil {
-				return fmt.Errorf("redirection does not work on this node: rules read back: %w", err)
-			}
-			return nil
-		}()
-	}()
-	return <-done
 }
 
 func tryState(conf Conf) error {

@@ -19,6 +19,7 @@ import (
 const (
 	reasonRepaired     = "RedirectRepaired"     // pod: its rules were put right, live
 	reasonRepairFailed = "RedirectRepairFailed" // pod: its traffic goes around its sidecar
+	reasonNotReady     = "ProxyNotReady"        // pod: its start waits for its proxy
 	reasonChainBroken  = "MeshCNIBroken"        // node: new pods are made without the plugin
 	reasonChainReady   = "MeshCNIReady"         // node: the plugin is last in the chain
 	reasonInotifyLow   = "InotifyLimitLow"      // node: it can hold only so many sidecars
@@ -47,9 +48,22 @@ func (t teller) event(about corev1.ObjectReference, kind, reason, message string
 	}
 }
 
+// pod is a pod as kubelet's own events about its proxy name it.
+func pod(s node.Sandbox) corev1.ObjectReference {
+	return corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: s.Namespace, Name: s.Name, UID: types.UID(s.UID)}
+}
+
+// late tells that kubelet waited in vain for a pod's proxy.
+func (t teller) late(s node.Sandbox, why error) {
+	t.log.Warn("a pod does not start", "pod", s.Namespace+"/"+s.Name, "error", why)
+	about := pod(s)
+	about.FieldPath = "spec.initContainers{istio-proxy}"
+	t.event(about, corev1.EventTypeWarning, reasonNotReady, why.Error())
+}
+
 // repaired tells what was done for a pod.
 func (t teller) repaired(r node.Repair) {
-	about := corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: r.Namespace, Name: r.Name, UID: types.UID(r.UID)}
+	about := pod(r.Sandbox)
 	log := t.log.With("pod", r.Namespace+"/"+r.Name, "reason", r.Reason, "sandbox", r.ID)
 	if r.Err != nil {
 		log.Error("pod is not redirected", "error", r.Err)

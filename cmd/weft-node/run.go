@@ -80,16 +80,20 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		var stop func()
 		a.teller, stop = newTeller(api, o.node, log)
 		defer stop()
+		gate := &announcement{api: api, node: o.node, log: log}
+		all.Go(func() error { gate.keep(ctx, backend); return nil })
 		if o.withTaint {
 			a.taint = make(chan string, 1)
 			t := &nodeTaint{api: api, node: o.node, after: o.taintAfter, log: log}
 			all.Go(func() error { t.follow(ctx, a.taint); return nil })
 		}
 	}
-	answers := &node.Answers{Socket: o.socket, Pods: pods, ExcludeNamespaces: o.excluded, Log: log, Metrics: a.metrics}
+	gates := &node.Gates{Late: a.teller.late, Log: log, Metrics: a.metrics}
+	defer gates.Close()
+	answers := &node.Answers{Socket: o.socket, Pods: pods, Gates: gates, ExcludeNamespaces: o.excluded, Log: log, Metrics: a.metrics}
 	runtime := &containerRuntime{endpoint: o.runtime}
 	repairs := &node.Repairs{
-		Sandboxes: runtime, Backend: backend, ExcludeNamespaces: o.excluded, Told: a.teller.repaired, Log: log, Metrics: a.metrics,
+		Sandboxes: runtime, Backend: backend, ExcludeNamespaces: o.excluded, Gates: gates, Told: a.teller.repaired, Log: log, Metrics: a.metrics,
 	}
 	all.Go(func() error { return a.install.Keep(ctx, func(r node.Report, err error) { a.installed(ctx, r, err) }) })
 	all.Go(func() error { return answers.Serve(ctx) })

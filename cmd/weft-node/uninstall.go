@@ -24,7 +24,8 @@ comes back under its old name, and files that became somebody else's stay. A wef
 Run it when the mesh is removed from a node, never as a preStop hook: a DaemonSet also stops its pods when it upgrades them. Pods
 that are redirected stay so until they end.
 
-With --stay it is what the DaemonSet runs while the mesh is uninstalled: it also removes the node's taint ` + taintKey + `, tries again until
+With --stay it is what the DaemonSet runs while the mesh is uninstalled: it also removes the node's taint ` + taintKey + ` and its annotation
+` + gateAnnotation + `, tries again until
 everything is undone, and serves /readyz: 503 with the reason until then, 200 afterwards, until it gets SIGTERM. Every flag of the agent is
 accepted, so "uninstall --stay" is put before the arguments that are there.`,
 		Example: `  weft-node uninstall
@@ -50,6 +51,7 @@ accepted, so "uninstall --stay" is put before the arguments that are there.`,
 func uninstallAndStay(ctx context.Context, o options, log *slog.Logger) error {
 	tell := teller{node: o.node, log: log}
 	var taint *nodeTaint
+	var gate *announcement
 	if !o.withoutAPI {
 		api, err := o.api()
 		if err != nil {
@@ -58,6 +60,7 @@ func uninstallAndStay(ctx context.Context, o options, log *slog.Logger) error {
 		var stop func()
 		tell, stop = newTeller(api, o.node, log)
 		defer stop()
+		gate = &announcement{api: api, node: o.node, log: log}
 		if o.withTaint {
 			taint = &nodeTaint{api: api, node: o.node, log: log}
 		}
@@ -78,7 +81,7 @@ func uninstallAndStay(ctx context.Context, o options, log *slog.Logger) error {
 	all.Go(func() error { return serve(ctx, o.monitoring, mux) })
 	all.Go(func() error {
 		for {
-			err := undoAll(ctx, o, taint)
+			err := undoAll(ctx, o, taint, gate)
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -101,10 +104,15 @@ func uninstallAndStay(ctx context.Context, o options, log *slog.Logger) error {
 	return all.Wait()
 }
 
-// undoAll leaves nothing that keeps pods from this node: the files first, then the taint.
-func undoAll(ctx context.Context, o options, taint *nodeTaint) error {
+// undoAll leaves nothing that keeps pods from this node: the files first, then what the node says of itself.
+func undoAll(ctx context.Context, o options, taint *nodeTaint, gate *announcement) error {
 	if err := o.installation().Uninstall(); err != nil {
 		return err
+	}
+	if gate != nil {
+		if err := gate.set(ctx, ""); err != nil {
+			return fmt.Errorf("remove the node's annotation %s: %w", gateAnnotation, err)
+		}
 	}
 	if taint == nil {
 		return nil

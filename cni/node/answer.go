@@ -39,6 +39,7 @@ type Pods interface {
 type Answers struct {
 	Socket            string // path; its directory is made
 	Pods              Pods
+	Gates             *Gates
 	ExcludeNamespaces []string
 	Log               *slog.Logger
 	Metrics           *Metrics
@@ -53,9 +54,12 @@ const (
 )
 
 type question struct {
-	Namespace string `json:"namespace"`
-	Name      string `json:"name"`
-	UID       string `json:"uid"`
+	Namespace   string `json:"namespace"`
+	Name        string `json:"name"`
+	UID         string `json:"uid"`
+	ContainerID string `json:"containerID"`
+	NetNS       string `json:"netns"`
+	Gate        uint16 `json:"gate"`
 }
 
 type answer struct {
@@ -158,7 +162,18 @@ func (a *Answers) reply(ctx context.Context, c *net.UnixConn) (outcome string, r
 	if err != nil || q.Namespace == "" || q.Name == "" {
 		return "error", refusal{fmt.Sprintf("the question is not one line of JSON with namespace and name (%v)", err)}
 	}
+	if q.Gate != 0 {
+		return a.gate(q)
+	}
 	return a.find(ctx, q)
+}
+
+func (a *Answers) gate(q question) (outcome string, reply any) {
+	s := Sandbox{ID: q.ContainerID, Namespace: q.Namespace, Name: q.Name, UID: q.UID, NetNS: q.NetNS}
+	if err := a.Gates.Open(s, q.Gate); err != nil {
+		return "error", refusal{strings.ReplaceAll(err.Error(), "\n", " ")}
+	}
+	return "gate", answer{}
 }
 
 func (a *Answers) find(ctx context.Context, q question) (outcome string, reply any) {

@@ -59,10 +59,12 @@ func (p *pods) Pod(ctx context.Context, namespace, name, uid string) (Pod, error
 // serve answers on a socket until the test ends.
 func serve(t *testing.T, p Pods) (socket string) {
 	t.Helper()
+	log, metrics := slog.New(slog.NewTextHandler(io.Discard, nil)), NewMetrics(prometheus.NewRegistry())
 	a := &Answers{
-		Socket: filepath.Join(t.TempDir(), "run", "agent.sock"), Pods: p, ExcludeNamespaces: []string{"kube-system"},
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Metrics: NewMetrics(prometheus.NewRegistry()),
+		Socket: filepath.Join(t.TempDir(), "run", "agent.sock"), Pods: p, ExcludeNamespaces: []string{"kube-system"}, Log: log, Metrics: metrics,
+		Gates: &Gates{Log: log, Metrics: metrics},
 	}
+	t.Cleanup(a.Gates.Close)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Serve(ctx) }()
@@ -132,6 +134,27 @@ func TestThePluginsQuestionsAreAnswered(t *testing.T) {
 			t.Error(got)
 		}
 	})
+}
+
+func TestThePluginCanHaveAGateOpened(t *testing.T) {
+	kit.Root(t)
+	socket := serve(t, &pods{})
+	ns := nstest.New(t)
+	question := `{"namespace":"shop","name":"cart","uid":"1","containerID":"x","netns":"` + ns.Path + `","gate":15021}`
+	if got := ask(t, socket, question); got != `{"redirect":null}` {
+		t.Fatal(got)
+	}
+	ns.Do(func() {
+		c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", redirect.PortProof))
+		if err != nil {
+			t.Errorf("nobody answers kubelet: %v", err)
+			return
+		}
+		c.Close()
+	})
+	if got := ask(t, socket, strings.NewReplacer(ns.Path, "/nonexistent", `"x"`, `"y"`).Replace(question)); !strings.Contains(got, `{"error":"network namespace`) {
+		t.Error(got)
+	}
 }
 
 func TestOnlyRootMayAsk(t *testing.T) {

@@ -13,6 +13,8 @@ type Metrics struct {
 	repairTime  prometheus.Histogram
 	listErrs    prometheus.Counter
 	inotify     prometheus.Gauge
+	gates       *prometheus.CounterVec
+	gateTime    prometheus.Histogram
 }
 
 // NewMetrics registers the counters.
@@ -28,7 +30,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "weft_node_installation_errors_total", Help: "Passes over the node's files that failed.",
 		}),
 		questions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "weft_node_plugin_questions_total", Help: "Questions of the plugin by answer (redirect, pass, excluded, unknown, refused, error).",
+			Name: "weft_node_plugin_questions_total", Help: "Questions of the plugin by answer (redirect, pass, excluded, unknown, gate, refused, error).",
 		}, []string{"answer"}),
 		sandboxes: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weft_node_redirected_sandboxes", Help: "Pod sandboxes on this node that are to be redirected.",
@@ -46,7 +48,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "weft_node_inotify_instances", Help: "How many inotify instances the node allows each user; each sidecar takes three, and all have one UID.",
 		}),
 	}
-	r.MustRegister(m.inotify, m.chainReady, m.changes, m.installErrs, m.questions, m.sandboxes, m.repairs, m.repairTime, m.listErrs)
+	m.gates = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "weft_node_gates_total", Help: "Requests of kubelet that held a pod's start back until its proxy was ready, by result (ready, late, gone).",
+	}, []string{"result"})
+	m.gateTime = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "weft_node_gate_seconds", Help: "How long kubelet waited for a proxy that became ready.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 11),
+	})
+	r.MustRegister(m.gates, m.gateTime, m.inotify, m.chainReady, m.changes, m.installErrs, m.questions, m.sandboxes, m.repairs, m.repairTime, m.listErrs)
 	return m
 }
 

@@ -55,6 +55,7 @@ type Repairs struct {
 	Sandboxes         Sandboxes
 	Backend           redirect.Backend
 	ExcludeNamespaces []string
+	Gates             *Gates
 	Told              func(Repair) // of each repair, and of a failure once until its text changes
 	Log               *slog.Logger
 	Metrics           *Metrics
@@ -198,6 +199,12 @@ func (r *Repairs) look(ctx context.Context, w *watched) {
 	}
 	if err == nil && len(drift) > 0 {
 		err = redirect.In(w.ns, func() error { return r.repair(spec) })
+		if err == nil && spec.Gate != 0 && !w.right {
+			// It starts now, and no plugin has told of it.
+			if err := r.Gates.Open(w.Sandbox, spec.Gate); err != nil {
+				r.Log.Warn("the start of a pod is not watched over, and may take a second longer", "error", err)
+			}
+		}
 	}
 	done := Repair{Sandbox: w.Sandbox, Reason: ReasonStart, Drift: drift, Took: time.Since(start), Err: err}
 	if w.right {
