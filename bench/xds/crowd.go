@@ -17,7 +17,9 @@ type proxies struct {
 	*setup
 	roots    *x509.CertPool // nil without TLS
 	classes  []*class
-	memories []memory // by proxy
+	first, n int            // numbers of these proxies
+	memories []memory       // by proxy
+	arrivals []atomic.Int64 // by proxy: Unix nanoseconds of the first message since the mark
 
 	bytes, messages, last atomic.Int64 // last: Unix nanoseconds of the newest message
 	marks                 atomic.Int64
@@ -48,14 +50,20 @@ type heard struct {
 	Messages, Bytes int64
 	Proxies         int64
 	CPU             time.Duration // of all proxies, since the process began
+	Arrivals        []int64       `json:",omitempty"` // Unix nanoseconds of the first message to each, if that was asked for
 }
 
-func crowd(path string) error {
+// crowd plays the proxies, or those that stay.
+func crowd(path string, staying bool) error {
 	s, err := readSetup(path)
 	if err != nil {
 		return err
 	}
-	p := &proxies{setup: s, failed: make(chan error, 1), memories: make([]memory, s.Size.Sidecars)}
+	p := &proxies{setup: s, n: s.Size.Sidecars, failed: make(chan error, 1)}
+	if staying {
+		p.first, p.n = s.Size.Sidecars, s.Size.Staying
+	}
+	p.memories, p.arrivals = make([]memory, p.n), make([]atomic.Int64, p.n)
 	if s.Secure {
 		p.roots = x509.NewCertPool()
 		p.roots.AppendCertsFromPEM(s.Root)
@@ -77,13 +85,20 @@ func (p *proxies) do(verb string, args []string) (any, error) {
 	switch verb {
 	case "connect":
 		p.connect()
-		return p.until(5*time.Minute, func() bool { return p.ready.Load() == int64(p.Size.Sidecars) })
+		return p.until(5*time.Minute, func() bool { return p.ready.Load() == int64(p.n) })
 	case "disconnect":
 		p.disconnect()
 		return p.heard()
 	case "mark":
 		p.clear()
 		return p.heard()
+	case "heard":
+		// All have got something. It is told when.
+		h, err := p.until(time.Minute, func() bool { return p.touched.Load() == int64(p.n) })
+		for i := range p.arrivals {
+			h.Arrivals = append(h.Arrivals, p.arrivals[i].Load())
+		}
+		return h, err
 	case "settle":
 		// So many have got something, and then nothing came for a while.
 		want, err := strconv.ParseInt(args[0], 10, 64)
@@ -105,13 +120,13 @@ func (p *proxies) connect() {
 	p.mu.Lock()
 	p.conns, p.hungUp = nil, false
 	p.mu.Unlock()
-	for i := range p.Size.Sidecars {
+	for i := range p.n {
 		p.ended.Go(func() {
 			var err error
 			if p.Bytes > 0 {
-				err = p.bare()
+				err = p.bare(i)
 			} else {
-				err = p.proxy(i).connect(p.again)
+				err = p.proxy(p.first + i).connect(p.again)
 			}
 			p.mu.Lock()
 			expected := p.hungUp
@@ -162,7 +177,7 @@ func (p *proxies) clear() {
 
 func (p *proxies) heard() (heard, error) {
 	u, err := used()
-	return heard{p.last.Load(), p.messages.Load(), p.bytes.Load(), p.touched.Load(), u.CPU}, err
+	return heard{Last: p.last.Load(), Messages: p.messages.Load(), Bytes: p.bytes.Load(), Proxies: p.touched.Load(), CPU: u.CPU}, err
 }
 
 func (p *proxies) until(patience time.Duration, done func() bool) (heard, error) {
@@ -178,25 +193,27 @@ func (p *proxies) until(patience time.Duration, done func() bool) (heard, error)
 			return heard{}, err
 		case <-deadline:
 			return heard{}, fmt.Errorf("after %s %d of %d proxies are ready, and %d got something; %d messages",
-				patience, p.ready.Load(), p.Size.Sidecars, p.touched.Load(), p.messages.Load())
+				patience, p.ready.Load(), p.n, p.touched.Load(), p.messages.Load())
 		case <-tick.C:
 		}
 	}
 }
 
-// count takes note of a message. mark is the proxy's own.
-func (p *proxies) count(size int, mark *int64) {
+// count takes note of a message to a proxy. mark is the proxy's own.
+func (p *proxies) count(size, proxy int, mark *int64) {
+	now := time.Now().UnixNano()
 	p.bytes.Add(int64(size))
 	p.messages.Add(1)
-	p.last.Store(time.Now().UnixNano())
+	p.last.Store(now)
 	if m := p.marks.Load(); *mark != m {
 		*mark = m
+		p.arrivals[proxy].Store(now)
 		p.touched.Add(1)
 	}
 }
 
 // bare is a connection without any protocol: what comes is read, and answered in answerSize bytes.
-func (p *proxies) bare() error {
+func (p *proxies) bare(proxy int) error {
 	c, err := net.Dial("tcp", p.Address)
 	if err != nil {
 		return err
@@ -212,7 +229,7 @@ func (p *proxies) bare() error {
 		if total < want {
 			return nil
 		}
-		p.count(total, &mark)
+		p.count(total, proxy, &mark)
 		total, want = 0, 0 // from now on all that comes at once is one message
 		if first {
 			first = false

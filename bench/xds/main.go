@@ -36,6 +36,7 @@ import (
 // size is what is measured.
 type size struct {
 	Services, Endpoints, Namespaces, Sidecars int
+	Staying                                   int // proxies besides, which stay while all others connect again
 	TLS                                       bool
 	OnDemand                                  bool
 	Protocol                                  string // delta or sotw
@@ -59,6 +60,7 @@ func main() {
 	flag.IntVar(&s.Endpoints, "endpoints", 5, "endpoints of each")
 	flag.IntVar(&s.Namespaces, "namespaces", 10, "namespaces that they and the sidecars are spread over; each has services that no other sees")
 	flag.IntVar(&s.Sidecars, "sidecars", 500, "proxies; the round scale has four times as many")
+	flag.IntVar(&s.Staying, "staying", 50, "further proxies that stay while all others connect again")
 	flag.DurationVar(&s.Churn, "churn", time.Minute, "how long 10 changes a second are made")
 	rounds := flag.String("rounds", strings.Join(roundNames(), ","), "which of them, with commas")
 	servers := flag.String("servers", "weft,baseline,floor", "which of them, with commas; weft is always there")
@@ -98,16 +100,16 @@ func play(role, given, setup string) error {
 		return serveBaseline(s, setup)
 	case "floor":
 		return serveFloor(setup)
-	case "crowd":
-		return crowd(setup)
+	case "crowd", "staying":
+		return crowd(setup, role == "staying")
 	}
 	return fmt.Errorf("-role %s: unknown", role)
 }
 
 func (s size) validate() error {
-	if s.Namespaces < 1 || s.Services < s.Namespaces || s.Sidecars < 1 || s.Endpoints < 1 {
-		return fmt.Errorf("-services %d -namespaces %d -endpoints %d -sidecars %d: want at least one of each, and a service in each namespace",
-			s.Services, s.Namespaces, s.Endpoints, s.Sidecars)
+	if s.Namespaces < 1 || s.Services < s.Namespaces || s.Sidecars < 1 || s.Endpoints < 1 || s.Staying < 1 {
+		return fmt.Errorf("-services %d -namespaces %d -endpoints %d -sidecars %d -staying %d: want at least one of each, and a service in each namespace",
+			s.Services, s.Namespaces, s.Endpoints, s.Sidecars, s.Staying)
 	}
 	if s.Services < firstOwn+1 {
 		return fmt.Errorf("-services %d: want at least %d; the first ones have roles of their own", s.Services, firstOwn+1)

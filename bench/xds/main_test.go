@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestAllRoundsAreMeasured(t *testing.T) {
-	s := size{Services: firstOwn + 20, Endpoints: 2, Namespaces: 2, Sidecars: 6, Churn: 200 * time.Millisecond, Quiet: 50 * time.Millisecond}
+	s := size{Services: firstOwn + 20, Endpoints: 2, Namespaces: 2, Sidecars: 6, Staying: 2, Churn: 200 * time.Millisecond, Quiet: 50 * time.Millisecond}
 	o := options{repeat: 1, changes: 1}
 	for _, kind := range rounds {
 		t.Run(kind.name, func(t *testing.T) {
@@ -33,6 +33,15 @@ func TestAllRoundsAreMeasured(t *testing.T) {
 				r.Servers[server], r.order = got, append(r.order, server)
 				if got.Connect.CPU <= 0 || got.Connect.Messages < int64(r.Size.Sidecars) || got.BytesPerSidecar == 0 {
 					t.Errorf("%s: connecting cost %+v", server, got.Connect)
+				}
+				if s := got.Staying; (s != nil) != (server == "weft" && r.Size.Protocol == "delta") {
+					t.Errorf("%s: those who stay: %+v", server, s)
+				} else if s != nil {
+					for _, d := range []during{s.Alone, s.Storm, s.Crowded} {
+						if d.Endpoint.Count == 0 || d.Endpoint.Count%r.Size.Staying != 0 || d.Endpoint.Median <= 0 || d.Ready.Count == 0 || d.Ready.Max < d.Ready.Median {
+							t.Errorf("%s: those who stay: %+v", server, d)
+						}
+					}
 				}
 				for work, f := range got.Work {
 					// What a proxy does not use is not told to it; who has everything hears of everything.

@@ -28,6 +28,7 @@ type result struct {
 	BytesPerSidecar int64
 	Connect         figure
 	Work            map[string]figure
+	Staying         *staying `json:",omitempty"`
 }
 
 // works are the changes that are measured, in their order.
@@ -42,6 +43,7 @@ type measurement struct {
 	weft   *result // of the round, when server is another one
 
 	serving, crowd *process
+	setup          string // file
 }
 
 func (m *measurement) run() (*result, error) {
@@ -106,6 +108,12 @@ func (m *measurement) run() (*result, error) {
 		}
 		r.Work[work] = median(all)
 	}
+	if m.server == "weft" && m.Protocol == "delta" {
+		var err error
+		if r.Staying, err = m.stay(); err != nil {
+			return nil, fmt.Errorf("those who stay: %w", err)
+		}
+	}
 	return r, nil
 }
 
@@ -131,6 +139,7 @@ func (m *measurement) times(work string) int {
 // connect starts a server and lets all proxies connect.
 func (m *measurement) connect(r *result, attempt string) (figure, error) {
 	file := filepath.Join(m.dir, attempt+".json")
+	m.setup = file
 	if m.server == "floor" {
 		// As much as weft sent.
 		if err := (&setup{Size: m.size, Bytes: int(m.weft.BytesPerSidecar)}).write(file); err != nil {
@@ -215,10 +224,7 @@ func (m *measurement) once(work string) (figure, error) {
 	var idle heard
 	if work == "storm" {
 		// Everybody connects again at once, and tells what he has. That the server notices that they are gone is not measured.
-		if err := m.crowd.ask(&idle, "disconnect"); err != nil {
-			return figure{}, err
-		}
-		if err := m.serving.ask(&usage{}, "deserted"); err != nil {
+		if err := m.desert(&idle, 0); err != nil {
 			return figure{}, err
 		}
 		f, _, err := m.between("usage", idle, "connect")
@@ -245,6 +251,14 @@ func (m *measurement) once(work string) (figure, error) {
 	}
 	f, _, err := m.between(verb, idle, fmt.Sprintf("settle %d", concerned))
 	return f, err
+}
+
+// desert lets the crowd hang up, and waits until the server has so many connections left.
+func (m *measurement) desert(idle *heard, left int) error {
+	if err := m.crowd.ask(idle, "disconnect"); err != nil {
+		return err
+	}
+	return m.serving.ask(&usage{}, fmt.Sprintf("deserted %d", left))
 }
 
 // median takes the median of each value by itself.

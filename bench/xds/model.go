@@ -178,7 +178,7 @@ func (s size) objects() (out []runtime.Object) {
 			out = append(out, s.backend(i, e))
 		}
 	}
-	for i := range s.Sidecars {
+	for i := range s.Sidecars + s.Staying {
 		out = append(out, s.client(i))
 	}
 	return out

@@ -78,6 +78,7 @@ type setup struct {
 	Size       size
 	Secure     bool // TLS and a token
 	Address    string
+	Ready      string // where the server says whether it is ready
 	Root       []byte
 	Tokens     []string
 	Namespaces []asked

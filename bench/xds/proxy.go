@@ -50,7 +50,7 @@ type memory [envoy.NumTypes]map[string]string
 const end = "outbound|0||end"
 
 func (p *proxies) proxy(i int) *proxy {
-	x := &proxy{proxies: p, number: i, class: p.classes[i%len(p.classes)], own: &p.memories[i], heard: map[string]bool{}}
+	x := &proxy{proxies: p, number: i, class: p.classes[i%len(p.classes)], own: &p.memories[i-p.first], heard: map[string]bool{}}
 	if p.Size.OnDemand {
 		for _, service := range p.Size.uses(i) {
 			ask := "80/" + p.Size.host(service)
@@ -192,7 +192,7 @@ func (x *proxy) ask(t envoy.Type, names, initial []byte) {
 
 // got takes a response and confirms it.
 func (x *proxy) got(m *message) error {
-	x.count(m.size, &x.mark)
+	x.count(m.size, x.number-x.first, &x.mark)
 	t, ok := envoy.TypeOf(m.typeURL)
 	if !ok {
 		return fmt.Errorf("a response of the unknown type %q", m.typeURL)

@@ -127,6 +127,15 @@ func (r *round) print(w io.Writer) {
 		return fmt.Sprintf("%.0f, %.0f, %.0f, %.0f MB", mega(r.RSSBefore), mega(r.RSSConnected), mega(r.RSS), mega(r.Peak))
 	})
 	line("RSS per idle sidecar", func(r *result) string { return fmt.Sprintf("%.0f KB", r.PerSidecar/1024) })
+	if s := ours.Staying; s != nil {
+		fmt.Fprintf(w, "%d proxies that stay; ms: median, p95, max\tendpoint to each of them\treadiness\n", r.Size.Staying)
+		for _, x := range []struct {
+			title string
+			during
+		}{{"nobody else is there", s.Alone}, {fmt.Sprintf("%d others connect again, in %s ms", r.Size.Sidecars, ms(s.Storm.Wall)), s.Storm}, {"the others are there", s.Crowded}} {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", x.title, x.Endpoint, x.Ready)
+		}
+	}
 	line("CPU of the proxies while they connect", func(r *result) string { return ms(r.Connect.Proxies) + " ms" })
 }
 

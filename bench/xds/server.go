@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime/pprof"
@@ -73,7 +74,7 @@ func serveWeft(s size, path string) error {
 		c.Verifier, c.Authority = &identity.Verifier{Keys: keys, Issuer: issuerName, Audience: "istio-ca"}, authority
 		serving = &tls.Config{GetCertificate: identity.NewServing(authority, "localhost").Certificate}
 		to.Root = authority.Roots()
-		for i := range s.Sidecars {
+		for i := range s.Sidecars + s.Staying {
 			pod := s.client(i)
 			token, err := issuer.token(pod.Namespace, pod.Spec.ServiceAccountName, pod.Name, string(pod.UID))
 			if err != nil {
@@ -89,7 +90,12 @@ func serveWeft(s size, path string) error {
 		return err
 	}
 	go func() { _ = w.server.Serve(ctx, l, serving) }()
-	to.Secure, to.Address = s.TLS, l.Addr().String()
+	health, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	go func() { _ = http.Serve(health, http.HandlerFunc(w.ready)) }()
+	to.Secure, to.Address, to.Ready = s.TLS, l.Addr().String(), health.Addr().String()
 	if err := to.write(path); err != nil {
 		return err
 	}
@@ -112,6 +118,13 @@ func (w *weft) publish() {
 	w.server.Publish(view{w.world, w.snapshot}, since)
 }
 
+// ready is weftd's readiness.
+func (w *weft) ready(out http.ResponseWriter, _ *http.Request) {
+	if !w.server.Ready() {
+		http.Error(out, "the configuration is not loaded yet", http.StatusServiceUnavailable)
+	}
+}
+
 // do obeys one line, and answers with what was used before the work began, or, where there is no work, until now.
 func (w *weft) do(verb string, args []string) (any, error) {
 	switch verb {
@@ -121,7 +134,11 @@ func (w *weft) do(verb string, args []string) (any, error) {
 		tidy()
 		return used()
 	case "deserted":
-		if err := w.deserted(); err != nil {
+		left, err := strconv.Atoi(args[0])
+		if err != nil {
+			return nil, fmt.Errorf("deserted %s: %w", args[0], err)
+		}
+		if err := w.deserted(left); err != nil {
 			return nil, err
 		}
 		return used()
@@ -162,8 +179,8 @@ func (w *weft) do(verb string, args []string) (any, error) {
 	return begun, nil
 }
 
-// deserted waits until no proxy is connected any more.
-func (w *weft) deserted() error {
+// deserted waits until no more than so many proxies are connected.
+func (w *weft) deserted(left int) error {
 	metrics := prometheus.NewRegistry()
 	for _, c := range w.server.Collectors() {
 		if err := metrics.Register(c); err != nil {
@@ -183,7 +200,7 @@ func (w *weft) deserted() error {
 				}
 			}
 		}
-		if connected == 0 {
+		if connected <= float64(left) {
 			return nil
 		}
 	}
