@@ -69,7 +69,7 @@ func ipCompile(chains []chain, f family) []ipTable {
 func ipRules(chain string, r rule, f family) []ipRule {
 	// Alternatives for each place: addresses first, then interfaces, then the rest, as iptables-save prints.
 	places := [][]ipRule{}
-	for _, kinds := range [][]matchKind{{onSource}, {onDestination}, {onIn}, {onOut}, {onTCP, onUDP}, {onMark, onConnMark, onUID, onGID, onLocal, onState, onOriginal, onTransparent}} {
+	for _, kinds := range [][]matchKind{{onSource}, {onDestination}, {onIn}, {onOut}, {onTCP, onUDP, onReset}, {onMark, onConnMark, onUID, onGID, onLocal, onState, onAssured, onOriginal, onOriginalTo, onTransparent, onListener}} {
 		for _, m := range r.match {
 			for _, k := range kinds {
 				if m.kind == k {
@@ -131,6 +131,8 @@ func ipMatch(m match) []ipRule {
 		return ipPorts("tcp", m)
 	case onUDP:
 		return ipPorts("udp", m)
+	case onReset:
+		return []ipRule{append(ipRule{"-p", "tcp", "-m", "tcp"}, not("--tcp-flags", "RST", "RST")[0]...)}
 	case onUID:
 		return ipOwners("--uid-owner", m.ids)
 	case onGID:
@@ -143,14 +145,24 @@ func ipMatch(m match) []ipRule {
 			states = "RELATED,ESTABLISHED"
 		}
 		return module("conntrack", "--ctstate", states)
+	case onAssured:
+		return module("conntrack", "--ctstatus", "ASSURED")
 	case onOriginal:
-		return module("conntrack", "--ctdir", "ORIGINAL")
+		direction := "ORIGINAL"
+		if m.not {
+			direction = "REPLY" // there is no "!" for it
+		}
+		return []ipRule{{"-m", "conntrack", "--ctdir", direction}}
+	case onOriginalTo:
+		return module("conntrack", "--ctorigdstport", strconv.Itoa(int(m.ports[0])))
 	case onMark:
 		return module("mark", "--mark", fmt.Sprintf("%#x", m.value))
 	case onConnMark:
 		return module("connmark", "--mark", fmt.Sprintf("%#x", m.value))
 	case onTransparent:
 		return module("socket", "--transparent")
+	case onListener:
+		return module("socket", "--nowildcard") // iptables leaves out sockets that are bound to all addresses unless told so
 	}
 	return []ipRule{{}}
 }

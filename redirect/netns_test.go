@@ -89,6 +89,7 @@ var serverAddrs = []string{"10.99.0.1", "10.98.0.1", "fd99::1", "fd98::1"}
 type testNet struct {
 	pod, world, vm *nstest.NS
 	conns          atomic.Int64 // connections that the pod's listeners accepted
+	inbound        *net.TCPListener
 }
 
 // newTestNet makes the namespaces and the listeners: an app, a proxy that reports what it was sent, and servers outside.
@@ -125,7 +126,7 @@ func newTestNet(t testing.TB, tproxy bool) *testNet {
 			serve(t, n, port, false, func(c *net.TCPConn) string { return "app " + local4(c.LocalAddr()) + " from " + local4(peer(c)) })
 		}
 		serve(t, n, PortOutbound, false, func(c *net.TCPConn) string { return "outbound " + originalDst(c) })
-		serve(t, n, PortInbound, tproxy, func(c *net.TCPConn) string {
+		n.inbound = serve(t, n, PortInbound, tproxy, func(c *net.TCPConn) string {
 			if tproxy {
 				return "inbound " + local4(c.LocalAddr()) + " from " + local4(peer(c))
 			}
@@ -163,12 +164,12 @@ func (n *testNet) settle(t testing.TB) {
 }
 
 // serve answers each connection to the port, on all addresses of both families, with one line.
-func serve(t testing.TB, n *testNet, port int, transparent bool, answer func(*net.TCPConn) string) {
+func serve(t testing.TB, n *testNet, port int, transparent bool, answer func(*net.TCPConn) string) *net.TCPListener {
 	t.Helper()
 	l, err := listen(port, transparent)
 	if err != nil {
 		t.Errorf("listen on %d: %v", port, err)
-		return
+		return nil
 	}
 	t.Cleanup(func() { l.Close() })
 	go func() {
@@ -182,6 +183,7 @@ func serve(t testing.TB, n *testNet, port int, transparent bool, answer func(*ne
 			c.Close()
 		}
 	}()
+	return l
 }
 
 // listen is net.ListenTCP for all addresses, with IP_TRANSPARENT when asked for.

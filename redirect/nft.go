@@ -81,6 +81,13 @@ func (b *exprBuilder) equal(data []byte, not bool) {
 	b.add(&expr.Cmp{Op: op, Register: reg, Data: data})
 }
 
+// anyOf asks whether one of the bits is set.
+func (b *exprBuilder) anyOf(bits []byte, not bool) {
+	zero := make([]byte, len(bits))
+	b.add(&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(len(bits)), Mask: bits, Xor: zero})
+	b.equal(zero, !not)
+}
+
 // oneOf compares with a value, or with an anonymous set when there are several.
 func (b *exprBuilder) oneOf(key nftables.SetDatatype, not bool, values [][]byte) {
 	if len(values) == 1 {
@@ -133,6 +140,10 @@ func (b *exprBuilder) match(m match) {
 			b.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
 			b.oneOf(nftables.TypeInetService, m.not, each(m.ports, binaryutil.BigEndian.PutUint16))
 		}
+	case onReset:
+		b.meta(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_TCP}, false)
+		b.add(&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1})
+		b.anyOf([]byte{tcpReset}, m.not)
 	case onUID:
 		b.add(&expr.Meta{Key: expr.MetaKeySKUID, Register: reg})
 		b.oneOf(nftables.TypeUID, m.not, each(m.ids, binaryutil.NativeEndian.PutUint32))
@@ -143,12 +154,17 @@ func (b *exprBuilder) match(m match) {
 		b.add(&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true})
 		b.equal(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL), m.not)
 	case onState:
-		b.add(&expr.Ct{Register: reg, Key: expr.CtKeySTATE},
-			&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(m.value), Xor: make([]byte, 4)})
-		b.equal(make([]byte, 4), !m.not)
+		b.add(&expr.Ct{Register: reg, Key: expr.CtKeySTATE})
+		b.anyOf(binaryutil.NativeEndian.PutUint32(m.value), m.not)
+	case onAssured:
+		b.add(&expr.Ct{Register: reg, Key: expr.CtKeySTATUS})
+		b.anyOf(binaryutil.NativeEndian.PutUint32(ctAssured), m.not)
 	case onOriginal:
 		b.add(&expr.Ct{Register: reg, Key: expr.CtKeyDIRECTION})
 		b.equal([]byte{0}, m.not)
+	case onOriginalTo:
+		b.add(&expr.Ct{Register: reg, Key: expr.CtKeyPROTODST, Direction: 0})
+		b.oneOf(nftables.TypeInetService, m.not, each(m.ports, binaryutil.BigEndian.PutUint16))
 	case onMark:
 		b.meta(expr.MetaKeyMARK, binaryutil.NativeEndian.PutUint32(m.value), m.not)
 	case onConnMark:
@@ -157,6 +173,10 @@ func (b *exprBuilder) match(m match) {
 	case onTransparent:
 		b.add(&expr.Socket{Register: reg, Key: expr.SocketKeyTransparent})
 		b.equal([]byte{1}, m.not)
+	case onListener:
+		// Without any socket the rule ends here. A wildcard key exists too, but only since Linux 5.11.
+		b.add(&expr.Socket{Register: reg, Key: expr.SocketKeyTransparent})
+		b.equal([]byte{0}, m.not)
 	}
 }
 

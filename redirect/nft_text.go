@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -112,6 +113,8 @@ const (
 	formAddrType
 	formDirection
 	formState
+	formStatus
+	formFlags
 	formBool
 )
 
@@ -268,6 +271,13 @@ func (w *ruleWriter) ct(e *expr.Ct) {
 		w.load("ct direction", formDirection)
 	case expr.CtKeyMARK:
 		w.load("ct mark", formHex)
+	case expr.CtKeySTATUS:
+		w.load("ct status", formStatus)
+	case expr.CtKeyPROTODST:
+		if e.Direction != 0 {
+			w.unknown(e)
+		}
+		w.load("ct original proto-dst", formPort)
 	default:
 		w.unknown(e)
 		w.load("", formHex)
@@ -284,6 +294,8 @@ func (w *ruleWriter) payload(e *expr.Payload) {
 		return
 	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 2 && e.Len == 2 && (w.proto == "tcp" || w.proto == "udp"):
 		name, f = w.proto+" dport", formPort
+	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 13 && e.Len == 1 && w.proto == "tcp":
+		name, f = "tcp flags", formFlags
 	case e.Base == expr.PayloadBaseNetworkHeader && w.proto == "ipv4" && e.Len == 4 && e.Offset == 12:
 		name, f = "ip saddr", formIPv4
 	case e.Base == expr.PayloadBaseNetworkHeader && w.proto == "ipv4" && e.Len == 4 && e.Offset == 16:
@@ -301,12 +313,12 @@ func (w *ruleWriter) payload(e *expr.Payload) {
 }
 
 func (w *ruleWriter) compare(e *expr.Cmp) {
-	if w.form == formState && w.mask != nil && len(bytes.Trim(e.Data, "\x00")) == 0 {
+	if w.mask != nil && slices.Contains([]form{formState, formStatus, formFlags}, w.form) && len(bytes.Trim(e.Data, "\x00")) == 0 {
 		not := ""
 		if e.Op == expr.CmpOpEq {
-			not = "!= "
+			not = "! "
 		}
-		w.say("%s %s%s", w.left, not, w.write(w.mask, formState))
+		w.say("%s %s%s", w.left, not, w.write(w.mask, w.form))
 		return
 	}
 	op := ""
@@ -443,6 +455,8 @@ func (w *ruleWriter) write(v []byte, f form) string {
 		return familyNames[v[0]]
 	case f == formDirection && len(v) == 1 && v[0] == 0:
 		return "original"
+	case f == formFlags && len(v) == 1 && v[0] == tcpReset:
+		return "rst"
 	case f == formBool && len(v) == 1:
 		return strconv.Itoa(int(v[0]))
 	case f == formIPv4 && len(v) == 4, f == formIPv6 && len(v) == 16:
@@ -455,6 +469,8 @@ func (w *ruleWriter) write(v []byte, f form) string {
 			return strconv.FormatUint(uint64(n), 10)
 		case f == formAddrType && addrTypeNames[n] != "":
 			return addrTypeNames[n]
+		case f == formStatus && n == ctAssured:
+			return "assured"
 		case f == formState:
 			var names []string
 			for _, s := range stateNames {

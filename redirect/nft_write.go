@@ -70,7 +70,7 @@ func nftSteps(t nftTable) ([]step, error) {
 				if l, ok := e.(*expr.Lookup); ok {
 					steps = append(steps, nftSetSteps(what, l, t.sets[setName(l.SetName, l.SetID)])...)
 				}
-				b, err := expr.Marshal(unix.NFPROTO_INET, e)
+				b, err := nftEncodeExpr(e)
 				if err != nil {
 					return nil, fmt.Errorf("%s: %w", what, err)
 				}
@@ -84,6 +84,18 @@ func nftSteps(t nftTable) ([]step, error) {
 		}
 	}
 	return steps, nil
+}
+
+// nftEncodeExpr: the library writes the direction of a connection in four bytes. The kernel wants one, takes the first of them, and complains in its log.
+func nftEncodeExpr(e expr.Any) ([]byte, error) {
+	ct, ok := e.(*expr.Ct)
+	if !ok || ct.Key != expr.CtKeyPROTODST {
+		return expr.Marshal(unix.NFPROTO_INET, e)
+	}
+	return attrs(attr(unix.NFTA_EXPR_NAME, text("ct")), nested(unix.NFTA_EXPR_DATA,
+		attr(unix.NFTA_CT_DREG, be32(ct.Register)),
+		attr(unix.NFTA_CT_KEY, be32(uint32(ct.Key))),
+		attr(unix.NFTA_CT_DIRECTION, []byte{byte(ct.Direction)}))), nil
 }
 
 func nftChainAttributes(c nftChain) []netlink.Attribute {

@@ -20,6 +20,8 @@ const (
 	prioInvalid  = prioMangle - 1
 	ctEstRelated = 2 | 4 // bits of nft's ct state: established, related
 	ctInvalid    = 1
+	ctAssured    = 4 // bit of nft's ct status
+	tcpReset     = 4 // bit of TCP's flags
 )
 
 // The addresses from which Envoy opens its connections to the app. They are what tells such a connection apart from one
@@ -76,14 +78,18 @@ const (
 	onDestination
 	onTCP // any port when ports is empty
 	onUDP
+	onReset // a TCP segment that refuses or aborts a connection
 	onUID
 	onGID
 	onLocal       // destination is an address of this namespace
 	onState       // connection tracking state, bits
+	onAssured     // the connection has been answered, and the answer acknowledged
 	onOriginal    // direction of the connection's first packet
+	onOriginalTo  // destination port of the connection's first packet, before any translation
 	onMark        // packet mark
 	onConnMark    // connection mark
 	onTransparent // belongs to a socket that TPROXY accepted
+	onListener    // a socket of this namespace has the connection, or listens for it (nftables leaves out those that TPROXY accepted)
 )
 
 func in(name string) match          { return match{kind: onIn, name: name} }
@@ -96,10 +102,14 @@ func uid(ids ...uint32) match       { return match{kind: onUID, ids: ids} }
 func gid(ids ...uint32) match       { return match{kind: onGID, ids: ids} }
 func local() match                  { return match{kind: onLocal} }
 func state(bits uint32) match       { return match{kind: onState, value: bits} }
+func reset() match                  { return match{kind: onReset} }
+func assured() match                { return match{kind: onAssured} }
 func original() match               { return match{kind: onOriginal} }
+func originalTo(port uint16) match  { return match{kind: onOriginalTo, ports: []uint16{port}} }
 func mark(v uint32) match           { return match{kind: onMark, value: v} }
 func connMark(v uint32) match       { return match{kind: onConnMark, value: v} }
 func transparent() match            { return match{kind: onTransparent} }
+func listener() match               { return match{kind: onListener} }
 func not(m match) match             { m.not = true; return m }
 func isFamily(kind matchKind) match { return match{kind: kind} }
 func isIPv4(p netip.Prefix) bool    { return p.Addr().Is4() }
@@ -154,12 +164,13 @@ const (
 	chainToInbound  = "to_inbound"
 	chainToHairpin  = "to_hairpin"
 	chainToOutbound = "to_outbound"
+	chainRefusal    = "refusal"
 )
 
 // allChains is every chain that any Spec may create: what Remove has to look for.
-var allChains = []string{chainInvalid, chainInbound, chainReroute, chainHairpin, chainOutput, chainToInbound, chainToHairpin, chainToOutbound}
+var allChains = []string{chainInvalid, chainInbound, chainReroute, chainHairpin, chainOutput, chainToInbound, chainToHairpin, chainToOutbound, chainRefusal}
 
-// compile turns a valid Spec into its chains, base chains first. A Spec of mode None has none.
+// compile turns a valid Spec into its chains. A Spec of mode None has none.
 func compile(s Spec) []chain {
 	s = s.normalized()
 	var chains []chain
@@ -186,6 +197,9 @@ func compile(s Spec) []chain {
 			toInbound(s, chain{name: chainToInbound, table: "nat"}, []uint16{PortProofLoop, PortProof}, redirectTo(PortInbound)))
 	}
 	chains = append(chains, toOutbound(s))
+	if s.Gate != 0 {
+		chains = append(chains, refusal())
+	}
 	return oneFamily(s, chains)
 }
 
@@ -193,6 +207,7 @@ func compile(s Spec) []chain {
 func redirectInbound(s Spec) chain {
 	c := chain{name: chainInbound, table: "nat", kind: "nat", hook: "prerouting", priority: prioNAT}
 	c.add("decided in output already", leave(), in("lo"))
+	gate(s, &c)
 	c.add("kubelet's redirect proof, whatever the lists say", redirectTo(PortInbound), tcp(PortProof), local())
 	for _, name := range s.ExcludeInterfaces {
 		c.add("excluded interface", leave(), in(name))
@@ -299,6 +314,7 @@ func tproxyInbound(s Spec) chain {
 	c.add("proxy to app with the client's address: remember the connection", setConnMark(markTProxy), in("lo"), mark(markTProxy))
 	c.add("proxy to its own pod: inbound", tproxyTo(PortInbound), in("lo"), mark(markHairpin), tcp())
 	c.add("within the pod", leave(), in("lo"))
+	gate(s, &c)
 	c.add("kubelet's redirect proof, whatever the lists say", tproxyTo(PortInbound), tcp(PortProof), local())
 	for _, name := range s.ExcludeInterfaces {
 		c.add("excluded interface", leave(), in(name))

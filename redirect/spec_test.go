@@ -171,7 +171,8 @@ func TestAWrongSpecIsRefusedWithItsField(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, s := range []string{`{}`, Default().Encode(), `{"mode":"TPROXY","excludeInboundPorts":[1,2],"includeOutboundCIDRs":["10.0.0.0/8","fd00::/8"],"excludeInterfaces":["eth1+"]}`} {
+	for _, s := range []string{`{}`, Default().Encode(), `{"mode":"TPROXY","excludeInboundPorts":[1,2],"includeOutboundCIDRs":["10.0.0.0/8","fd00::/8"],"excludeInterfaces":["eth1+"]}`,
+		`{"gate":15021}`, `{"mode":"TPROXY","gate":8021,"ipv6":false,"includeInboundPorts":[]}`} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,9 @@ func TestVerifySaysInWordsWhatSomebodyChanged(t *testing.T) {
 		{"table deleted", func(t *nftTable) { t.chains = nil }, "table inet weft is missing: nothing is captured"},
 		{"chain emptied", func(t *nftTable) { t.chains[2].rules = nil }, "chain output has lost all its rules"},
 		{"rule deleted", func(t *nftTable) { t.chains[3].rules = t.chains[3].rules[:2] }, `chain to_inbound: missing rule: meta l4proto tcp redirect to :15006 comment "all other inbound ports"`},
+		{"gate's listener forgotten", func(t *nftTable) { t.chains[1].rules = slices.Delete(t.chains[1].rules, 1, 2) }, `chain inbound: missing rule: tcp dport 15099 fib daddr type local socket transparent 0 return comment`},
+		{"gate's silence broken", func(t *nftTable) { t.chains[5].rules = nil }, `chain refusal: missing rule: oifname != "lo" tcp flags rst ct direction != original ct original proto-dst 15099 ct status ! assured drop comment`},
+		{"gate's silence taken away", func(t *nftTable) { t.chains = t.chains[:5] }, "chain refusal is missing"},
 		{"rule added", func(t *nftTable) {
 			r := compile(Default())[0].rules[0]
 			t.chains[4].rules = append(t.chains[4].rules, nftCompile([]chain{{rules: []rule{r}}}).chains[0].rules...)
@@ -158,7 +162,7 @@ func TestVerifySeesLostRoutesAndAddresses(t *testing.T) {
 func TestANewSpecLeavesNothingOfTheFormerOne(t *testing.T) {
 	kit.Root(t)
 	all := specs(t)
-	order := []string{"everything", "default", "tproxy-dns-drop-invalid", "none", "tproxy", "default", "ipv6-only", "tproxy-ipv4-only", "tproxy-interfaces", "many-ports", "many-ports"}
+	order := []string{"everything", "default", "tproxy-dns-drop-invalid", "none", "tproxy", "tproxy-gate", "default", "gate", "ipv6-only", "tproxy-ipv4-only", "tproxy-interfaces", "many-ports", "many-ports"}
 	for _, b := range backends(t) {
 		t.Run(b.Name(), func(t *testing.T) {
 			n := newTestNet(t, false)
