@@ -269,10 +269,11 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 	var changes []*change
 	var removed []string
 	follow := d.follow(t)
+	var accompanied []step
 	for _, st := range d.steps(ty.have, want) {
 		with := false
 		if i := slices.Index(follow, st); i >= 0 && ty.all {
-			with, follow = true, slices.Delete(follow, i, i+1)
+			with, follow, accompanied = true, slices.Delete(follow, i, i+1), append(accompanied, st)
 		}
 		c := d.s.change(st, t, with)
 		changes = append(changes, c)
@@ -297,6 +298,7 @@ func (d *delta) advance(t envoy.Type, r *response, want []*envoy.Set) mem.Buffer
 		}
 		return parts
 	}
+	d.accompany(accompanied) // one by one now
 	d.pick(t, r, want, verdicts)
 	return segments(nil, slices.Concat(r.lists...))
 }
@@ -404,30 +406,43 @@ func (d *delta) vanished(t envoy.Type, r *response, want []*envoy.Set) {
 // suspect itself alone and later.
 func (d *delta) pick(t envoy.Type, r *response, want []*envoy.Set, verdicts map[*envoy.Resource]verdict) {
 	ty := &d.types[t]
-	var list []*envoy.Resource
+	var list, owed []*envoy.Resource
+	judge := func(res *envoy.Resource, v verdict, owed bool) {
+		had := lookup(r.previous, t, res.Name) != nil || ty.known[res.Name] != ""
+		if v.good != nil && (owed || !had) {
+			list = append(list, v.good)
+		}
+		// This very process may have said no to it. Who waits for a word, as a changed cluster does for its endpoints, and can be sent nothing
+		// better, says no again, and waits no more.
+		if had && v.refused && (v.good != nil || !owed) {
+			return
+		}
+		ty.groups = append(ty.groups, group{resources: []*envoy.Resource{res}, previous: r.previous})
+	}
 	for _, l := range r.lists {
 		for _, res := range l {
 			if !d.wants(t, res.Name) {
 				continue
 			}
+			_, forced := ty.forced[res.Name]
 			delete(ty.forced, res.Name)
-			v, suspect := verdicts[res]
-			if !suspect {
+			if v, suspect := verdicts[res]; suspect {
+				judge(res, v, forced)
+			} else {
 				list = append(list, res)
-				continue
 			}
-			had := lookup(r.previous, t, res.Name) != nil || ty.known[res.Name] != ""
-			if !had && v.good != nil {
-				list = append(list, v.good)
-			}
-			if had && v.refused {
-				continue // this very process said no to it
-			}
-			ty.groups = append(ty.groups, group{resources: []*envoy.Resource{res}, previous: r.previous})
 		}
 	}
 	for name := range ty.forced {
 		if res := lookup(want, t, name); res != nil && d.wants(t, name) {
+			owed = append(owed, res)
+		}
+	}
+	verdicts = d.s.verdicts(t, [][]*envoy.Resource{sortByName(owed)})
+	for _, res := range owed {
+		if v, suspect := verdicts[res]; suspect {
+			judge(res, v, true)
+		} else {
 			list = append(list, res)
 		}
 	}
@@ -483,7 +498,9 @@ func (d *delta) frame(t envoy.Type, r *response, parts mem.BufferSlice) *frame {
 			if _, was := ty.refused[res.Name]; was && t == envoy.Route {
 				d.tables = add(d.tables, res.Name) // perhaps it has never been there
 			}
-			delete(ty.refused, res.Name)
+			if lookup(d.s.wanted(t), t, res.Name) == res { // not the last good one instead
+				delete(ty.refused, res.Name)
+			}
 		}
 	}
 	all := make(mem.BufferSlice, 0, len(parts)+2)
@@ -501,8 +518,9 @@ func add(set map[string]struct{}, name string) map[string]struct{} {
 	return set
 }
 
-func sortByName(list []*envoy.Resource) {
+func sortByName(list []*envoy.Resource) []*envoy.Resource {
 	slices.SortFunc(list, func(a, b *envoy.Resource) int { return strings.Compare(a.Name, b.Name) })
+	return list
 }
 
 func newDelta(s *session) protocol { return &delta{s: s} }

@@ -480,3 +480,43 @@ func TestEnvoyDoesNotWaitForEndpointsThatAreSaidNotToExist(t *testing.T) {
 	p.Await("/config_dump?resource=dynamic_active_clusters", func(page string) bool { return strings.Contains(page, `"other"`) })
 	eventually(t, func() bool { return f.connected()[0].describe().UpToDate })
 }
+
+// A cluster that changes waits for its endpoints, also when Envoy has said no to these before.
+func TestEnvoyWarmsAClusterWhoseEndpointsItRefused(t *testing.T) {
+	backend := newBackend(t)
+	nonsense := func(name string) *envoy.Resource {
+		address := &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{Address: "no address", PortSpecifier: &core.SocketAddress_PortValue{PortValue: 80}}}}
+		return resource(t, envoy.Endpoints, name, &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{
+			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: address}}}},
+		}}})
+	}
+	state := func(version uint64, ms int, good, other bool) *envoy.Set {
+		list := append(edsCluster(t, "backend", backend, ms), httpListener(t, "web", 8080, false), forwards(t, "web", "backend"))
+		if !good {
+			list[1] = nonsense("backend")
+		}
+		if other {
+			list = append(list, edsCluster(t, "other", 9, ms)[0], nonsense("other"))
+		}
+		return set("s", version, list...)
+	}
+	f := newFixture(t, nil, state(1, 100, true, false))
+	p, _ := f.proxy(f.token(time.Hour))
+	p.Live()
+	eventually(t, func() bool { return get(8080) == "200 backend" && f.connected()[0].describe().UpToDate })
+	f.push(state(2, 100, false, true))
+	eventually(t, func() bool { return f.rejects.count.Load() == 2 && f.connected()[0].describe().UpToDate })
+	for ms := 201; ms < 204; ms++ {
+		f.push(state(uint64(ms), ms, false, true))
+		p.Await("/config_dump?resource=dynamic_active_clusters", func(page string) bool { return strings.Count(page, fmt.Sprintf(`"0.%ds"`, ms)) == 2 })
+		eventually(t, func() bool { return f.connected()[0].describe().UpToDate })
+		if got := get(8080); got != "200 backend" {
+			t.Errorf("with the last good endpoints: %q", got)
+		}
+	}
+	f.push(state(300, 204, true, false))
+	p.Await("/config_dump?resource=dynamic_active_clusters", func(page string) bool {
+		return strings.Contains(page, `"0.204s"`) && !strings.Contains(page, `"other"`)
+	})
+	eventually(t, func() bool { return get(8080) == "200 backend" && f.connected()[0].describe().UpToDate })
+}

@@ -26,7 +26,8 @@ import (
 //     it had before does not.
 //   - Virtual hosts of a table that it has not are lost on it, though it says that it has them; a table is good for nothing before a message has named something in it; and
 //     a question is answered by a resource of that name or alias, by nothing else.
-//   - What it refuses, it refuses again, and of a message with such a thing in it, it takes all else (clusters and listeners), or nothing.
+//   - What it refuses, it refuses again, and of a message with such a thing in it, it takes all else (clusters and listeners), or nothing. Then
+//     no cluster waits for endpoints any more, be it without any.
 type sidecar struct {
 	t         testing.TB
 	namespace string
@@ -128,7 +129,7 @@ func (e *sidecar) take(r *discovery.DeltaDiscoveryResponse) {
 		once[res.Name] = true
 		if res.Resource != nil {
 			e.told = append(e.told, res.Name)
-			if e.refuses(res.Name, res.Version) && t != envoy.Endpoints {
+			if e.refuses(res.Name, res.Version) {
 				ack.ErrorDetail = &status.Status{Code: 13, Message: "Error adding/updating " + res.Name + ": bad"}
 			}
 		}
@@ -151,6 +152,9 @@ func (e *sidecar) take(r *discovery.DeltaDiscoveryResponse) {
 		for _, name := range r.RemovedResources {
 			e.drop(t, name)
 		}
+	}
+	if t == envoy.Endpoints && ack.ErrorDetail != nil {
+		clear(e.cold)
 	}
 	if len(ack.GetErrorDetail().GetMessage()) > 0 && len(r.Nonce)%2 == 0 {
 		ack.ErrorDetail.Message = "something is wrong" // that names nobody
@@ -343,7 +347,7 @@ func (e *sidecar) lacks(sets []*envoy.Set) string {
 		for name, r := range want {
 			got := e.has[t][name]
 			switch {
-			case e.refuses(name, r.Version) && t != envoy.Endpoints, t == envoy.VirtualHost && e.has[envoy.Route][tableOf(name)] == nil:
+			case e.refuses(name, r.Version), t == envoy.VirtualHost && e.has[envoy.Route][tableOf(name)] == nil:
 			case got == nil:
 				wrong = append(wrong, fmt.Sprintf("%s %s is missing", shortName(t), name))
 			case got.Version != r.Version:
