@@ -2,7 +2,7 @@
 # cache (Envoy, the reference CNI plugins, iptables for its tests) is put into bin/.
 SHELL       := /bin/bash
 export CGO_ENABLED := 0
-PROGRAMS    := weft weftd weft-cni weft-node weft-wait
+PROGRAMS    := weft weftd weft-cni weft-node
 CNI_PLUGINS := main/bridge main/ptp main/loopback ipam/host-local meta/bandwidth meta/portmap
 CNI_MODULE  := github.com/containernetworking/plugins/plugins
 GOBUILD     := go build -trimpath -ldflags "-s -w"

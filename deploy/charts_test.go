@@ -278,9 +278,6 @@ func TestImagesComeFromWhereValuesSay(t *testing.T) {
 		if d.Image != c.want || n.Image != c.want {
 			t.Errorf("%s: %s and %s, want %s", c.values, d.Image, n.Image, c.want)
 		}
-		if args := strings.Join(d.Args, " "); !strings.Contains(args, "--weft-image="+c.want) {
-			t.Errorf("%s: sidecars' gate is taken from elsewhere: %s", c.values, args)
-		}
 	}
 }
 
@@ -362,7 +359,7 @@ global: {network: 1, multiCluster: {clusterName: 2}, proxy: {excludeInboundPorts
 			options, err := webhook.ReadOptions(webhook.Options{}, []byte(m.Data["values"]), []byte(m.Data["config"]))
 			if err != nil {
 				t.Errorf("with %s\n%v", values, err)
-			} else if options.Policy != webhook.PolicyEnabled || options.WeftImage != "docker.io/weftmesh/weft:dev" || options.Resources == nil {
+			} else if options.Policy != webhook.PolicyEnabled || options.Resources == nil {
 				t.Errorf("with %s\ngot %+v", values, options)
 			}
 		}

@@ -57,7 +57,7 @@ func (s *Store) apply(in Object) error {
 		s.report(key, discoveryProblems(&meta))
 	case *corev1.Node:
 		s.setNode(key, o.Name, nodeLocality(o.Labels))
-		s.hosts[o.Name] = nodeOf(o)
+		s.hosts[o.Name] = NodeOf(o)
 	case *corev1.Service:
 		svc := serviceOf(o, meta, s.opts.ClusterDomain)
 		s.setServices(key, []*Service{svc})

@@ -73,9 +73,6 @@ func ReadOptions(base Options, values, config []byte) (Options, error) {
 		return Options{}, fmt.Errorf("values: global.proxy.image: %w", err)
 	}
 	set(&o.ProxyImage, image)
-	if g.Hub != "" {
-		set(&o.WeftImage, g.Hub+"/"+release.ImageName+":"+tagOf(g.Tag))
-	}
 	set((*string)(&o.StartGate), string(g.Proxy.StartGate))
 	set(&o.ClusterID, g.MultiCluster.ClusterName)
 	set(&o.Network, g.Network)

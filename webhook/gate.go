@@ -3,9 +3,6 @@ package webhook
 import (
 	"fmt"
 	"log/slog"
-	"regexp"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,7 +21,7 @@ import (
 type StartGate string
 
 const (
-	// GateAuto takes the hook when every node can mount images (see MountsImages), and the startup probe otherwise.
+	// GateAuto takes the hook when every node holds its request (see AllHold), and the startup probe otherwise.
 	GateAuto StartGate = "auto"
 	// GateHook is a postStart hook.
 	GateHook StartGate = "hook"
@@ -66,7 +63,7 @@ func (j *injection) chooseGate() (StartGate, error) {
 	}
 	if asked == GateAuto {
 		asked = GateProbe
-		if j.in.o.ImageVolumes != nil && j.in.o.ImageVolumes() {
+		if j.in.o.NodesHold != nil && j.in.o.NodesHold() {
 			asked = GateHook
 		}
 	}
@@ -108,56 +105,17 @@ func (j *injection) gateBefore() (StartGate, error) {
 	return GateHook, nil
 }
 
-// The least versions that mount images. Kubernetes had the field from 1.31 on behind a feature gate, and cannot be without it since 1.36; an API server that has
-// it switched off denies pods with it, which is worse than a slow start.
-var (
-	leastKubelet    = [2]int{1, 36}
-	leastContainerd = [2]int{2, 1}
-	leastCRIO       = [2]int{1, 33}
-)
-
-var majorMinor = regexp.MustCompile(`^v?(\d+)\.(\d+)(?:\D|$)`)
-
-func atLeast(version string, least [2]int) bool {
-	m := majorMinor.FindStringSubmatch(version)
-	if m == nil {
-		return false
-	}
-	major, err := strconv.Atoi(m[1])
-	if err != nil {
-		return false
-	}
-	minor, err := strconv.Atoi(m[2])
-	return err == nil && (major > least[0] || major == least[0] && minor >= least[1])
-}
-
-// MountsImages says whether the node can mount image volumes, by its kubelet and its container runtime; reason is empty or says why not, with the
-// versions that are needed.
-func MountsImages(n mesh.Node) (reason string) {
-	runtime, version, _ := strings.Cut(n.Runtime, "://")
-	least := map[string][2]int{"containerd": leastContainerd, "cri-o": leastCRIO}
-	need, known := least[runtime]
-	switch {
-	case !atLeast(n.Kubelet, leastKubelet):
-		return fmt.Sprintf("node %s has kubelet %s; image volumes need %d.%d", n.Name, n.Kubelet, leastKubelet[0], leastKubelet[1])
-	case !known:
-		return fmt.Sprintf("node %s has the container runtime %s; image volumes need containerd %d.%d or CRI-O %d.%d",
-			n.Name, n.Runtime, leastContainerd[0], leastContainerd[1], leastCRIO[0], leastCRIO[1])
-	case !atLeast(version, need):
-		return fmt.Sprintf("node %s has %s %s; image volumes need %d.%d", n.Name, runtime, version, need[0], need[1])
-	}
-	return ""
-}
-
-// AllMountImages asks it of all Linux nodes, since nobody knows yet where a pod will go.
-func AllMountImages(nodes []mesh.Node) (reason string) {
+// AllHold says whether every Linux node holds the hook's request, since nobody knows yet where a pod will go; reason is empty, or names a
+// node that does not, and the remedy.
+func AllHold(nodes []mesh.Node) (reason string) {
 	seen := false
 	for _, n := range nodes {
 		if n.OS == string(corev1.Windows) { // where no proxy runs
 			continue
 		}
-		if reason := MountsImages(n); reason != "" {
-			return reason
+		if n.StartGate != mesh.GateHook {
+			return fmt.Sprintf("node %s lacks the annotation %s: %s: its node agent is missing or older than this, or its kernel lacks nftables' or iptables' socket match, which the agent's log says; "+
+				"see kubectl get pods -A -o wide -l k8s-app=istio-cni-node --field-selector spec.nodeName=%s", n.Name, mesh.NodeStartGate, mesh.GateHook, n.Name)
 		}
 		seen = true
 	}
@@ -167,8 +125,8 @@ func AllMountImages(nodes []mesh.Node) (reason string) {
 	return ""
 }
 
-// NodeGate is for Options.ImageVolumes: AllMountImages of what nodes lists, looked at again when a second has passed. A
-// change is logged, with the node that prevents the hook.
+// NodeGate is for Options.NodesHold: AllHold of what nodes lists, looked at again when a second has passed. A change is
+// logged, with the node that prevents the hook.
 func NodeGate(nodes func() []mesh.Node, log *slog.Logger) func() bool {
 	const again = time.Second
 	var mu sync.Mutex
@@ -179,10 +137,10 @@ func NodeGate(nodes func() []mesh.Node, log *slog.Logger) func() bool {
 		defer mu.Unlock()
 		if now := time.Now(); looked.IsZero() || now.Sub(looked) >= again {
 			before, first := reason, looked.IsZero()
-			reason, looked = AllMountImages(nodes()), now
+			reason, looked = AllHold(nodes()), now
 			switch {
 			case reason == "" && (first || before != ""):
-				log.Info("pods are held back by the postStart hook: every node mounts images")
+				log.Info("pods are held back by the postStart hook: every node holds its request until the proxy is ready")
 			case reason != "" && (first || before == ""):
 				log.Info("pods are held back by a startup probe, which costs each a second", "because", reason)
 			}

@@ -13,54 +13,33 @@ import (
 	"github.com/weft-mesh/weft/redirect"
 )
 
-func TestImagesAreMountedOnlyWhereTheyCanBe(t *testing.T) {
-	for _, c := range []struct {
-		kubelet, runtime string
-		want             string // in the reason; "" for yes
-	}{
-		{"v1.36.3", "containerd://2.1.0", ""},
-		{"v1.37.1", "containerd://2.4.2+unknown", ""},
-		{"v1.36.0+k3s1", "containerd://2.1.3-k3s1", ""},
-		{"v1.36.1-eks-3025e55", "containerd://2.1.5", ""},
-		{"v2.0.0", "containerd://10.0.0", ""},
-		{"v1.36.3", "cri-o://1.36.0", ""},
-		{"v1.36.3", "containerd://1.6.20~ds1", "containerd 1.6.20~ds1; image volumes need 2.1"},
-		{"v1.36.3", "containerd://2.0.9", "image volumes need 2.1"},
-		{"v1.36.3", "cri-o://1.32.4", "image volumes need 1.33"},
-		{"v1.35.4", "containerd://2.4.2", "kubelet v1.35.4; image volumes need 1.36"},
-		{"v1.36.3", "docker://28.0.1", "container runtime docker://28.0.1"},
-		{"v1.36.3", "weft-sandbox://1", "container runtime weft-sandbox://1"},
-		{"v1.36.3", "containerd://Unknown", "image volumes need 2.1"},
-		{"v1.36.3", "", "container runtime"},
-		{"", "containerd://2.1.0", "kubelet"},
-		{"v1.99999999999999999999.0", "containerd://2.1.0", "kubelet"},
-	} {
-		got := MountsImages(mesh.Node{Name: "n1", Kubelet: c.kubelet, Runtime: c.runtime, OS: "linux"})
-		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) || got != "" && !strings.Contains(got, "node n1") {
-			t.Errorf("kubelet %q, runtime %q: %q, want %q", c.kubelet, c.runtime, got, c.want)
-		}
-	}
-}
-
 func newNode(name string) mesh.Node {
-	return mesh.Node{Name: name, OS: "linux", Kubelet: "v1.36.3", Runtime: "containerd://2.1.4"}
+	return mesh.Node{Name: name, OS: "linux", StartGate: mesh.GateHook}
 }
 
 func TestOneOldNodeTurnsTheHookOff(t *testing.T) {
-	old, windows := newNode("old"), newNode("windows")
-	old.Runtime, windows.OS, windows.Runtime = "containerd://1.7.28", "windows", "containerd://1.7.28"
+	old, other, windows := newNode("old"), newNode("other"), newNode("windows")
+	old.StartGate, other.StartGate, windows.OS, windows.StartGate = "", "probe", "windows", ""
 	for _, c := range []struct {
 		name  string
 		nodes []mesh.Node
-		want  string
+		want  []string
 	}{
-		{"all new", []mesh.Node{newNode("a"), newNode("b")}, ""},
-		{"one old", []mesh.Node{newNode("a"), old}, "node old has containerd 1.7.28"},
-		{"an old one where no proxy runs", []mesh.Node{newNode("a"), windows}, ""},
-		{"none", nil, "no node is known"},
+		{"all new", []mesh.Node{newNode("a"), newNode("b")}, nil},
+		{"one old", []mesh.Node{newNode("a"), old}, []string{"node old lacks the annotation weft.dev/start-gate: hook", "node agent is missing or older", "spec.nodeName=old"}},
+		{"one that says something else", []mesh.Node{other, newNode("a")}, []string{"node other"}},
+		{"an old one where no proxy runs", []mesh.Node{newNode("a"), windows}, nil},
+		{"one without a proxy alone", []mesh.Node{windows}, []string{"no node is known"}},
+		{"none", nil, []string{"no node is known"}},
 	} {
-		if got := AllMountImages(c.nodes); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
-			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		got := AllHold(c.nodes)
+		if (got == "") != (len(c.want) == 0) {
+			t.Errorf("%s: %q", c.name, got)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: %q does not say %q", c.name, got, want)
+			}
 		}
 	}
 }
@@ -103,11 +82,11 @@ func TestWhatHoldsAPodBack(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		mesh       StartGate
-		images     func() bool
+		holds      func() bool
 		annotation string
 		want       string
 	}{
-		{"auto, images everywhere", "", yes, "", "hook"},
+		{"auto, every node", "", yes, "", "hook"},
 		{"auto, an old node", "", no, "", "probe"},
 		{"auto, nothing known of nodes", "", nil, "", "probe"},
 		{"hook by the mesh", GateHook, no, "", "hook"},
@@ -117,7 +96,7 @@ func TestWhatHoldsAPodBack(t *testing.T) {
 		{"the pod says auto", GateProbe, yes, "auto", "hook"},
 	} {
 		for _, template := range []string{templateSidecar, templateGateway} {
-			in := newInjector(t, Options{StartGate: c.mesh, ImageVolumes: c.images})
+			in := newInjector(t, Options{StartGate: c.mesh, NodesHold: c.holds})
 			annotations := map[string]string{annotationTemplates: template}
 			if c.annotation != "" {
 				annotations[annStartGate] = c.annotation
@@ -193,15 +172,15 @@ func TestAPodThatIsNotRedirectedHasNoHook(t *testing.T) {
 
 // Kubernetes: a webhook may be called again, after others have changed the pod. By then the nodes may be others.
 func TestAPodKeepsTheGateThatItWasGiven(t *testing.T) {
-	images := true
-	in := newInjector(t, Options{ImageVolumes: func() bool { return images }})
+	holds := true
+	in := newInjector(t, Options{NodesHold: func() bool { return holds }})
 	for _, first := range []bool{true, false} {
-		images = first
+		holds = first
 		once, _, err := in.Inject(plainPod(nil), "default", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		images = !first
+		holds = !first
 		twice, _, err := in.Inject(once, "default", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -230,19 +209,19 @@ func TestAnAnnotationThatSomebodyBrokeIsNamed(t *testing.T) {
 func TestNodesThatComeAndGoAreNoticed(t *testing.T) {
 	var log bytes.Buffer
 	nodes := []mesh.Node{newNode("a")}
-	images := NodeGate(func() []mesh.Node { return nodes }, slog.New(slog.NewTextHandler(&log, nil)))
-	if !images() {
-		t.Fatal("all nodes mount images, and the hook is off")
+	holds := NodeGate(func() []mesh.Node { return nodes }, slog.New(slog.NewTextHandler(&log, nil)))
+	if !holds() {
+		t.Fatal("all nodes hold the hook's request, and the hook is off")
 	}
 	old := newNode("old")
-	old.Runtime = "containerd://1.6.20"
+	old.StartGate = ""
 	nodes = append(nodes, old)
-	for deadline := time.Now().Add(10 * time.Second); images(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); holds(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("an old node came, and the hook is on 10 s later")
+			t.Fatal("an old node came, and the hook is on 30 s later")
 		}
 	}
-	if !strings.Contains(log.String(), "node old has containerd 1.6.20") {
+	if !strings.Contains(log.String(), "node old lacks the annotation") {
 		t.Errorf("the log does not say which node: %s", log.String())
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/weft-mesh/weft/deploy/release"
 	"github.com/weft-mesh/weft/mesh"
 	"github.com/weft-mesh/weft/redirect"
 )
@@ -48,7 +47,6 @@ type Options struct {
 	IPv4Only         bool   // the proxy binds 0.0.0.0 instead of [::]: for kernels without IPv6
 
 	ProxyImage       string                       // DefaultProxyImage
-	WeftImage        string                       // the mesh's own, mounted for its weft-wait; release.Image()
 	ImagePullPolicy  corev1.PullPolicy            // kubelet's default
 	ImagePullSecrets []string                     // names, in the pod's namespace
 	Resources        *corev1.ResourceRequirements // requests 100m and 128Mi, limits 2 and 1Gi
@@ -56,7 +54,7 @@ type Options struct {
 	ComponentLog     string                       // "misc:error"
 	Redirect         *redirect.Spec               // what is captured unless annotations say more; redirect.Default()
 	StartGate        StartGate                    // GateAuto; a pod chooses with weft.dev/start-gate
-	ImageVolumes     func() bool                  // under GateAuto: whether every node mounts images, see NodeGate; nil: no. Any goroutine calls it
+	NodesHold        func() bool                  // under GateAuto: whether every node holds the hook's request, see NodeGate; nil: no. Any goroutine calls it
 
 	Templates        map[string][]byte // users' own, and replacements of "sidecar" and "gateway"
 	DefaultTemplates []string          // ["sidecar"]; a pod chooses with inject.istio.io/templates
@@ -76,7 +74,6 @@ func (o Options) withDefaults() Options {
 	def(&o.TrustDomain, "cluster.local")
 	def(&o.ClusterID, "Kubernetes")
 	def(&o.ProxyImage, DefaultProxyImage)
-	def(&o.WeftImage, release.Image())
 	def((*string)(&o.StartGate), string(GateAuto))
 	def(&o.LogLevel, "warning")
 	def(&o.ComponentLog, "misc:error")
@@ -102,9 +99,6 @@ func (o Options) validate() error {
 	}
 	if _, err := parseStartGate(string(o.StartGate)); err != nil {
 		return fmt.Errorf("start gate %q: %w", o.StartGate, err)
-	}
-	if _, err := parseImage(o.WeftImage); err != nil {
-		return fmt.Errorf("image of the mesh %q: %w", o.WeftImage, err)
 	}
 	if err := checkLogLevel(o.LogLevel); err != nil {
 		return fmt.Errorf("log level %q: %w", o.LogLevel, err)

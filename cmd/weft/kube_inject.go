@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 
-	"github.com/weft-mesh/weft/deploy/release"
 	"github.com/weft-mesh/weft/mesh"
 	"github.com/weft-mesh/weft/webhook"
 )
@@ -138,8 +137,7 @@ func (s *injectFlags) add(cmd *cobra.Command) {
 	f.StringVarP(&s.options.Revision, "revision", "r", "", `control plane revision (default "default")`)
 	f.StringVar(&s.meshConfig, "meshConfigFile", "", "file with the MeshConfig (the key mesh of ConfigMap istio); Istio's defaults without it")
 	f.StringVar(&s.options.ProxyImage, "proxy-image", "", "Envoy image (default "+webhook.DefaultProxyImage+")")
-	f.StringVar(&s.options.WeftImage, "weft-image", "", "image of the mesh, for --start-gate hook (default "+release.Image()+")")
-	f.StringVar((*string)(&s.options.StartGate), "start-gate", string(webhook.GateProbe), "what holds a pod's containers back until its proxy is ready: probe, or hook (all nodes must mount image volumes)")
+	f.StringVar((*string)(&s.options.StartGate), "start-gate", string(webhook.GateProbe), "what holds a pod's containers back until its proxy is ready: probe, or hook (every node must be annotated weft.dev/start-gate: hook by its agent)")
 	_ = cmd.RegisterFlagCompletionFunc("start-gate", cobra.FixedCompletions([]string{string(webhook.GateProbe), string(webhook.GateHook)}, cobra.ShellCompDirectiveNoFileComp)) // fails only when the flag is unknown or registered twice
 	f.StringVar(&s.options.ClusterDomain, "cluster-domain", "", `DNS suffix of services (default "cluster.local")`)
 	f.StringVar(&s.options.TrustDomain, "trust-domain", "", `trust domain (default "cluster.local")`)

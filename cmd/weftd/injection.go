@@ -19,9 +19,8 @@ func (o *options) injection(store *mesh.Store, log *slog.Logger) (webhook.Option
 	base := webhook.Options{
 		Revision:         o.revision,
 		ProxyImage:       o.proxyImage,
-		WeftImage:        o.weftImage,
 		StartGate:        webhook.StartGate(o.startGate),
-		ImageVolumes:     webhook.NodeGate(store.Nodes, log),
+		NodesHold:        webhook.NodeGate(store.Nodes, log),
 		TrustDomain:      o.trustDomain,
 		ClusterDomain:    o.clusterDomain,
 		RootNamespace:    o.rootNamespace,

@@ -19,12 +19,9 @@ import (
 )
 
 // fromKube is a source that reads an API server.
-func fromKube(config *rest.Config, rootNamespace, meshConfigMap string, events *cluster.Events, log *slog.Logger) source {
+func fromKube(config *rest.Config, rootNamespace, meshConfigMap string, log *slog.Logger) source {
 	return func(ctx context.Context, store *mesh.Store, changing, loaded func()) error {
-		s, err := kube.New(kube.Config{REST: config, Store: store, RootNamespace: rootNamespace, MeshConfigMap: meshConfigMap, Changing: changing, Log: log,
-			Held: func(h kube.Held) {
-				events.Warn(cluster.Warning{APIVersion: "v1", Kind: "Pod", Namespace: h.Namespace, Name: h.Pod, UID: h.UID, Reason: "ProxyNotReady", Message: h.Message, Times: h.Restarts})
-			}})
+		s, err := kube.New(kube.Config{REST: config, Store: store, RootNamespace: rootNamespace, MeshConfigMap: meshConfigMap, Changing: changing, Log: log})
 		if err != nil {
 			return err
 		}
@@ -65,11 +62,11 @@ func (o *options) authorityStore(c *cluster.Cluster, log *slog.Logger) identity.
 }
 
 // source is what the mesh is read from.
-func (o *options) source(c *cluster.Cluster, events *cluster.Events, log *slog.Logger) source {
+func (o *options) source(c *cluster.Cluster, log *slog.Logger) source {
 	if c == nil {
 		return fromFiles(o.config, log)
 	}
-	return fromKube(c.REST(), o.rootNamespace, o.meshConfigMap(), events, log)
+	return fromKube(c.REST(), o.rootNamespace, o.meshConfigMap(), log)
 }
 
 // meshConfigMap is the name of the ConfigMap with the MeshConfig. In a cluster Istio has one for each revision.

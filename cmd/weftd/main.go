@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-mesh/weft/cmd/logging"
-	"github.com/weft-mesh/weft/deploy/release"
 	"github.com/weft-mesh/weft/webhook"
 )
 
@@ -57,7 +56,6 @@ type options struct {
 
 	injectionConfig  string
 	proxyImage       string
-	weftImage        string
 	startGate        string
 	revision         string
 	rootNamespace    string
@@ -128,8 +126,7 @@ there, and replaced without a restart when the files or the Secret change.`,
 
 	f.StringVar(&o.injectionConfig, "injection-config", "", "`DIR` with the keys values and config of ConfigMap istio-sidecar-injector; watched. Flags win over it")
 	f.StringVar(&o.proxyImage, "proxy-image", "", "`IMAGE` of injected proxies (default: the stock Envoy that this release was tested with)")
-	f.StringVar(&o.weftImage, "weft-image", "", "`IMAGE` of the mesh, which proxies mount for the program that their start waits for (default "+release.Image()+")")
-	f.StringVar(&o.startGate, "start-gate", string(webhook.GateAuto), "what holds a pod's containers back until its proxy is ready: hook (a pod starts about 0.3 s later than without the mesh, half of it a second container's; all nodes must mount image volumes), probe (1.5 s), or auto: hook where all nodes can")
+	f.StringVar(&o.startGate, "start-gate", string(webhook.GateAuto), "what holds a pod's containers back until its proxy is ready: hook (costs what the proxy takes to start; the node agents answer it), probe (costs a second more), or auto: hook when every node is annotated weft.dev/start-gate: hook by its agent")
 	f.StringVar(&o.revision, "revision", "default", "revision that this control plane injects for (istio.io/rev)")
 	f.StringVar(&o.rootNamespace, "root-namespace", "istio-system", "namespace of mesh-wide configuration and of this control plane")
 	f.StringVar(&o.discoveryAddress, "discovery-address", "", "`ADDRESS` that injected proxies connect to (default istiod.ROOT-NAMESPACE.svc:15012)")

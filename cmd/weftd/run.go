@@ -93,7 +93,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if api != nil {
 		events = api.NewEvents(log)
 	}
-	feed := &feed{source: o.source(api, events, log), store: store, server: discovery, recall: recall, events: events, log: log, loaded: make(chan struct{})}
+	feed := &feed{source: o.source(api, log), store: store, server: discovery, recall: recall, events: events, log: log, loaded: make(chan struct{})}
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(discovery.Collectors()...)

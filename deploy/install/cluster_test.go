@@ -109,7 +109,7 @@ func TestAnAPIServerBeforeDuringAndAfterTheMesh(t *testing.T) {
 		expect(verify(""), Failed, "revision default", "weft install")
 	})
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{
-		NodeInfo:   corev1.NodeSystemInfo{ContainerRuntimeVersion: "containerd://1.6.20", KubeletVersion: "v1.36.3", OperatingSystem: "linux", Architecture: "amd64", KernelVersion: "6.18.0"},
+		NodeInfo:   corev1.NodeSystemInfo{KubeletVersion: "v1.28.15", OperatingSystem: "linux", Architecture: "amd64", KernelVersion: "6.18.0"},
 		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}},
 	}}
 	_, err = c.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
@@ -120,8 +120,12 @@ func TestAnAPIServerBeforeDuringAndAfterTheMesh(t *testing.T) {
 		_, err := c.CoreV1().ConfigMaps("kube-system").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "cilium-config"}, Data: map[string]string{"cni-exclusive": "true"}}, metav1.CreateOptions{})
 		must(t, err)
 		checks := precheck(demo())
-		expect(checks, OK, "nodes (1)", "startup probe", "containerd 1.6.20")
+		expect(checks, OK, "nodes (1)")
+		expect(checks, Failed, "Node n1", "v1.28.15", "native sidecars")
 		expect(checks, Failed, "Cilium", "cni.exclusive=false")
+		node.Status.NodeInfo.KubeletVersion = "v1.36.3"
+		_, err = c.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{})
+		must(t, err)
 		must(t, c.CoreV1().ConfigMaps("kube-system").Delete(ctx, "cilium-config", metav1.DeleteOptions{}))
 	})
 	t.Run("an injector that was left behind", func(t *testing.T) {
@@ -245,7 +249,12 @@ func TestAnAPIServerBeforeDuringAndAfterTheMesh(t *testing.T) {
 		_, err = c.CoreV1().Events("default").Create(ctx, &corev1.Event{ObjectMeta: metav1.ObjectMeta{Name: "n1.1"}, InvolvedObject: corev1.ObjectReference{Kind: "Node", Name: "n1"},
 			Type: "Warning", Reason: "MeshCNIBroken", Message: "10-x.conflist: weft-cni is not the last plugin", LastTimestamp: metav1.Now()}, metav1.CreateOptions{})
 		must(t, err)
-		expect(verify(""), Failed, "Node n1", "10-x.conflist: weft-cni is not the last plugin")
+		checks := verify("")
+		expect(checks, Failed, "Node n1", "10-x.conflist: weft-cni is not the last plugin")
+		expect(checks, OK, "start gate", "startup probe", "node n1 lacks the annotation weft.dev/start-gate: hook")
+		_, err = c.CoreV1().Nodes().Patch(ctx, "n1", types.MergePatchType, []byte(`{"metadata":{"annotations":{"weft.dev/start-gate":"hook"}}}`), metav1.PatchOptions{})
+		must(t, err)
+		expect(verify(""), OK, "start gate", "without delay")
 	})
 	t.Run("a second control plane, tags, and the first one's gateways", func(t *testing.T) {
 		up, err := c.PlanUpgrade(ctx, Input{Sets: []string{"revision=1-20"}})

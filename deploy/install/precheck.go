@@ -17,8 +17,6 @@ import (
 
 	"github.com/weft-mesh/weft/deploy"
 	"github.com/weft-mesh/weft/deploy/release"
-	"github.com/weft-mesh/weft/mesh"
-	"github.com/weft-mesh/weft/webhook"
 )
 
 // Prechecks is what was found on a cluster before an installation or an upgrade.
@@ -343,7 +341,7 @@ func (c *Cluster) checkNamespace(ctx context.Context, p *Prechecks, plan *Plan) 
 	return nil
 }
 
-// checkNodes looks at what kubelet and the container runtime of each node can do.
+// checkNodes looks at whether each node can run meshed pods.
 func (c *Cluster) checkNodes(ctx context.Context, p *Prechecks, _ *Plan) error {
 	list, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if apierrors.IsForbidden(err) {
@@ -357,18 +355,19 @@ func (c *Cluster) checkNodes(ctx context.Context, p *Prechecks, _ *Plan) error {
 		p.add(Check{Status: Failed, Object: "nodes", Message: "the cluster has none: nothing can run", Remedy: "add a node"})
 		return nil
 	}
-	var linux []mesh.Node
 	for _, n := range list.Items {
 		info := n.Status.NodeInfo
 		if info.OperatingSystem == string(corev1.Windows) {
 			p.add(Check{Status: Warning, Object: "Node " + n.Name, Message: "runs Windows: its pods are not in the mesh"})
 			continue
 		}
-		linux = append(linux, mesh.Node{Name: n.Name, Runtime: info.ContainerRuntimeVersion, Kubelet: info.KubeletVersion, OS: info.OperatingSystem})
 		if a := info.Architecture; a != "" && a != "amd64" && a != "arm64" {
 			p.add(Check{Status: Failed, Object: "Node " + n.Name, Message: "its architecture is " + a + ", and there are images for amd64 and arm64"})
 		}
-		if major, minor, ok := kernel(info.KernelVersion); ok && (major < 4 || major == 4 && minor < 18) {
+		if major, minor, ok := majorMinor(strings.TrimPrefix(info.KubeletVersion, "v")); ok && (major < 1 || major == 1 && minor < 29) {
+			p.add(Check{Status: Failed, Object: "Node " + n.Name, Message: "its kubelet is " + info.KubeletVersion + ", which has no native sidecars: a meshed pod would wait for its proxy to end", Remedy: "upgrade it to 1.29 or newer"})
+		}
+		if major, minor, ok := majorMinor(info.KernelVersion); ok && (major < 4 || major == 4 && minor < 18) {
 			p.add(Check{Status: Warning, Object: "Node " + n.Name, Message: "its kernel is " + info.KernelVersion + "; redirection was tried with 4.18 and newer"})
 		}
 		for _, t := range n.Spec.Taints {
@@ -380,11 +379,7 @@ func (c *Cluster) checkNodes(ctx context.Context, p *Prechecks, _ *Plan) error {
 			p.add(Check{Status: Warning, Object: "Node " + n.Name, Message: "it is not ready: " + notReadyBecause(&n)})
 		}
 	}
-	gate := Check{Status: OK, Object: fmt.Sprintf("nodes (%d)", len(list.Items)), Message: "pods of the mesh start without delay: all nodes mount images"}
-	if reason := webhook.AllMountImages(linux); reason != "" {
-		gate.Message = "pods of the mesh start a second later than others (startup probe), since " + reason
-	}
-	p.add(gate)
+	p.add(Check{Status: OK, Object: fmt.Sprintf("nodes (%d)", len(list.Items))})
 	return nil
 }
 
@@ -403,8 +398,8 @@ func notReadyBecause(n *corev1.Node) string {
 	return "its kubelet has not reported"
 }
 
-// kernel reads "6.18.2-arch1".
-func kernel(version string) (major, minor int, ok bool) {
+// majorMinor reads "6.18.2-arch1".
+func majorMinor(version string) (major, minor int, ok bool) {
 	n, err := fmt.Sscanf(version, "%d.%d", &major, &minor)
 	return major, minor, err == nil && n == 2
 }

@@ -13,6 +13,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	helm "helm.sh/helm/v4/pkg/release/v1"
+
+	"github.com/weft-mesh/weft/mesh"
+	"github.com/weft-mesh/weft/webhook"
 )
 
 // nodeTaint is the node agent's, on nodes whose CNI chain is broken.
@@ -33,7 +36,9 @@ func (c *Cluster) verifyNodes(ctx context.Context, v *Verification, releases []*
 	if err != nil {
 		v.add(Check{Status: Warning, Object: "node agents", Message: "they cannot be read: " + err.Error()})
 	}
+	known := make([]mesh.Node, 0, len(nodes.Items))
 	for _, n := range nodes.Items {
+		known = append(known, mesh.NodeOf(&n))
 		if !nodeReady(&n) {
 			v.add(Check{Status: Warning, Object: "Node " + n.Name, Message: "it is not ready, so no pod starts there: " + notReadyBecause(&n)})
 		}
@@ -54,6 +59,19 @@ func (c *Cluster) verifyNodes(ctx context.Context, v *Verification, releases []*
 		v.add(Check{Status: Failed, Object: "Node " + n.Name, Message: "takes no meshed pods (taint " + nodeTaint + "): " + why,
 			Remedy: "docs/node.md says how the chain is kept; the agent's log has more: kubectl logs -n " + v.Namespace + " -l k8s-app=istio-cni-node"})
 	}
+	if slices.ContainsFunc(releases, choosesGate) {
+		gate := Check{Status: OK, Object: "start gate", Message: "pods of the mesh start without delay: every node holds the hook's request"}
+		if reason := webhook.AllHold(known); reason != "" {
+			gate.Message = "pods of the mesh start a second later than others (startup probe), since " + reason
+		}
+		v.add(gate)
+	}
+}
+
+// choosesGate: this control plane chooses between hook and startup probe by what its nodes can do.
+func choosesGate(r *helm.Release) bool {
+	gate, set := get(r.Config, "global", "proxy", "startGate")
+	return r.Chart.Metadata.Name == "istiod" && (!set || gate == string(webhook.GateAuto))
 }
 
 // guardedNodes are those with a node agent of ours that is ready.

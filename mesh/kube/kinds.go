@@ -79,3 +79,19 @@ func meshKindOf(definition string) (meshKind, bool) {
 	}
 	return meshKinds[i], true
 }
+
+// APIVersion of a kind, as the mesh calls it: "networking.istio.io/v1"; empty for one that is not read here.
+func APIVersion(kind string) string {
+	switch kind {
+	case "Namespace", "Node", "Service", "Pod", "ConfigMap", "Secret":
+		return "v1"
+	case "EndpointSlice":
+		return "discovery.k8s.io/v1"
+	}
+	for _, m := range meshKinds {
+		if m.name == kind {
+			return m.group + "/" + m.versions[0]
+		}
+	}
+	return ""
+}

@@ -19,14 +19,14 @@ func (k *sink) lean(in any) any {
 	case *metav1.PartialObjectMetadata:
 		return s.leanMetadata(k.kind, o)
 	case *corev1.Pod:
-		s.held(o)
 		return s.leanPod(o)
 	case *corev1.Node:
-		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: o.Name, Labels: topology(o.Labels)}, Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{
-			ContainerRuntimeVersion: s.words.one(o.Status.NodeInfo.ContainerRuntimeVersion),
-			KubeletVersion:          s.words.one(o.Status.NodeInfo.KubeletVersion),
-			OperatingSystem:         s.words.one(o.Status.NodeInfo.OperatingSystem),
-		}}}
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: o.Name, Labels: topology(o.Labels)}}
+		if gate, ok := o.Annotations[mesh.NodeStartGate]; ok {
+			node.Annotations = map[string]string{mesh.NodeStartGate: s.words.one(gate)}
+		}
+		node.Status.NodeInfo.OperatingSystem = s.words.one(o.Status.NodeInfo.OperatingSystem)
+		return node
 	case *corev1.Secret:
 		data := make(map[string][]byte)
 		for _, key := range mesh.CredentialKeys {

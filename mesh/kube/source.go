@@ -21,7 +21,6 @@ type Config struct {
 	RootNamespace string       // of the MeshConfig; "istio-system"
 	MeshConfigMap string       // its ConfigMap; "istio"
 	Changing      func()       // called before each change of the store; may be nil
-	Held          func(Held)   // called for proxies that did not become ready, also repeatedly; may be nil
 	Log           *slog.Logger // nil for slog.Default()
 }
 

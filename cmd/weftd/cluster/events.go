@@ -18,7 +18,6 @@ type Warning struct {
 	UID                               string // without it `kubectl describe` shows nothing
 	Reason                            string // "CannotBeUsed"
 	Message                           string
-	Times                             int32 // tells a repetition from the same warning again
 }
 
 // Events turns Warnings into events, on the replica that leads. On the others they are dropped: all replicas see the same.

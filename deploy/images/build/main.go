@@ -26,8 +26,8 @@ import (
 	"github.com/weft-mesh/weft/deploy/release"
 )
 
-// programs are in the image at /NAME. weft-wait is used from an image volume, the others as entrypoints.
-var programs = []string{"weft", "weftd", "weft-node", "weft-cni", "weft-wait"}
+// programs are in the image at /NAME.
+var programs = []string{"weft", "weftd", "weft-node", "weft-cni"}
 
 // nobody is the user unless a pod says otherwise, as that of the node agent does. Distroless images have the same.
 const nobody = "65532:65532"
