@@ -168,7 +168,7 @@ func TestWithTheGateAnEstablishedConnectionIsAbortedAtOnce(t *testing.T) {
 					t.Error(err)
 				}
 				if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
-					t.Errorf("%s by way of port %d: %v, want that the connection is reset", to, c.port, err)
+					t.Fatalf("%s by way of port %d: %v, want that the connection is reset", to, c.port, err)
 				}
 			}
 			l.Close()
@@ -376,7 +376,7 @@ func (c *conversation) goOn(t *testing.T) {
 	}
 	want := fmt.Sprintf("%s: %d\n", c.who, c.said)
 	if got, err := c.lines.ReadString('\n'); got != want {
-		t.Errorf("%s: answer %q (%v), want %q", c.to, got, err, want)
+		t.Fatalf("%s: answer %q (%v), want %q", c.to, got, err, want)
 	}
 }
 

@@ -233,12 +233,23 @@ func toInbound(s Spec, c chain, proof []uint16, capture []action) chain {
 	if s.IncludeInboundPorts.All {
 		c.add("the sidecar's own and excluded ports", leave(), tcp(without(sorted(slices.Concat(neverInbound, s.ExcludeInboundPorts)), PortProof, PortProofLoop)...))
 		c.add("all other inbound ports", capture, tcp())
+		orNobody(&c)
 		return c
 	}
 	if list := without(s.IncludeInboundPorts.List, neverInbound...); len(list) > 0 {
 		c.add("included inbound ports", capture, tcp(list...))
+		orNobody(&c)
 	}
 	return c
+}
+
+// orNobody closes the way that the last rule leaves open: while the proxy does not listen, nftables' tproxy ends only its rule, and the packet would
+// reach the app around the proxy. iptables' TPROXY drops it by itself.
+func orNobody(c *chain) {
+	last := c.rules[len(c.rules)-1]
+	if last.do[0].kind == doTProxy {
+		c.add("no way in without the proxy", drop(), last.match...)
+	}
 }
 
 // output decides for each connection that a process of the pod opens.

@@ -42,6 +42,36 @@ func TestWithTPROXYTheAppSeesTheClientsAddress(t *testing.T) {
 	}
 }
 
+// A proxy that is being restarted does not listen; meanwhile its app must not be reached without it.
+func TestWithTPROXYNobodyGetsInWhileTheProxyDoesNotListen(t *testing.T) {
+	kit.Root(t)
+	for _, b := range backends(t) {
+		for name, ports := range map[string]Ports{"all ports": AllPorts(), "one port": OnlyPorts(8080)} {
+			t.Run(b.Name()+"/"+name, func(t *testing.T) {
+				n := newTestNet(t, true)
+				s := Default()
+				s.Mode, s.IncludeInboundPorts = TProxy, ports
+				var err error
+				if n.pod.Do(func() { err = b.Apply(s) }); err != nil {
+					t.Fatal(err)
+				}
+				n.inbound.Close()
+				var waiting []caller
+				for _, to := range []string{podV4, podV6} {
+					waiting = append(waiting, call(t, n.world, netip.AddrPortFrom(netip.MustParseAddr(to), 8080)))
+				}
+				for _, c := range waiting {
+					c.until(t, "asked twice", func(i *unix.TCPInfo) bool { return i.Retransmits > 0 })
+				}
+				echo(t, listenIn(t, n.pod, PortInbound, true), "proxy")
+				for _, c := range waiting {
+					c.talk(t, "proxy")
+				}
+			})
+		}
+	}
+}
+
 // askFrom is ask from an address that is not of this machine.
 func askFrom(client netip.Addr, to netip.AddrPort) (string, error) {
 	family, level, option := unix.AF_INET, unix.SOL_IP, unix.IP_TRANSPARENT
