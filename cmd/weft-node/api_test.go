@@ -21,6 +21,7 @@ import (
 
 	"github.com/weft-mesh/weft/cni/node"
 	"github.com/weft-mesh/weft/e2e/kit"
+	"github.com/weft-mesh/weft/mesh"
 	"github.com/weft-mesh/weft/redirect"
 )
 
@@ -182,4 +183,47 @@ func TestEventsSayWhatHappened(t *testing.T) {
 			t.Errorf("%s\nwant %s", got, want)
 		}
 	}
+}
+
+func TestTheNodeSaysWhetherItHoldsHooks(t *testing.T) {
+	kit.Root(t)
+	if gateAnnotation != mesh.NodeStartGate || gateHook != mesh.GateHook {
+		t.Errorf("the agent says %s: %s, and weftd looks for %s: %s", gateAnnotation, gateHook, mesh.NodeStartGate, mesh.GateHook)
+	}
+	c := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{"other": "x"}}})
+	failures := 1
+	c.PrependReactor("patch", "nodes", func(k8stesting.Action) (bool, runtime.Object, error) {
+		failures--
+		return failures >= 0, nil, apierrors.NewServiceUnavailable("not now")
+	})
+	annotations := func() map[string]string {
+		n, err := c.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n.Annotations
+	}
+	backend, err := redirect.Open(redirect.Auto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &announcement{api: c.CoreV1(), node: "n1", log: quiet()}
+	a.keep(t.Context(), backend)
+	if got := annotations(); got[gateAnnotation] != gateHook || got["other"] != "x" {
+		t.Errorf("annotations %v", got)
+	}
+	a.keep(t.Context(), incapable{backend})
+	if got := annotations(); len(got) != 1 || got["other"] != "x" {
+		t.Errorf("annotations of a node whose kernel lacks what the gate needs: %v", got)
+	}
+}
+
+// incapable is a kernel that cannot hold requests.
+type incapable struct{ redirect.Backend }
+
+func (b incapable) Apply(s redirect.Spec) error {
+	if s.Gate != 0 {
+		return errors.New("no such match")
+	}
+	return b.Backend.Apply(s)
 }

@@ -146,7 +146,7 @@ func (r *containerRuntime) connect() error {
 	return nil
 }
 
-// follow tells look whenever a container or sandbox comes or goes, where the runtime says so (CRI: GetContainerEvents), so that a pod which needs
+// follow tells look whenever a sandbox comes or goes, where the runtime says so (CRI: GetContainerEvents), so that a pod which needs
 // repair does not wait for the next listing. Elsewhere it returns at once.
 //
 // containerd 1.7 has one queue for all who listen: what we took from it, kubelet would miss. From 2.0 on everybody gets everything.
@@ -188,11 +188,20 @@ func (r *containerRuntime) events(ctx context.Context, look chan<- struct{}) err
 		return err
 	}
 	for {
-		if _, err := stream.Recv(); err != nil {
+		e, err := stream.Recv()
+		if err != nil {
 			return err
 		}
-		wake(look)
+		if ofSandbox(e) {
+			wake(look)
+		}
 	}
+}
+
+// ofSandbox: of the 15 events of a pod's start, those of its containers tell nothing of its network.
+func ofSandbox(e *cri.ContainerEventResponse) bool {
+	sandbox := e.GetPodSandboxStatus().GetId()
+	return sandbox == "" || sandbox == e.ContainerId
 }
 
 // olderThan2 reads "1.6.20~ds1" and "v2.4.2" alike. What is not a version counts as old.

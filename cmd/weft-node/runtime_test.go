@@ -144,3 +144,18 @@ func TestARuntimeThatIsNotThereYetIsAnErrorAndNoMore(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+func TestOnlyEventsOfSandboxesAskForALook(t *testing.T) {
+	event := func(container, sandbox string) *cri.ContainerEventResponse {
+		return &cri.ContainerEventResponse{ContainerId: container, PodSandboxStatus: &cri.PodSandboxStatus{Id: sandbox}}
+	}
+	for e, want := range map[*cri.ContainerEventResponse]bool{
+		event("s1", "s1"):    true,
+		event("c1", "s1"):    false,
+		{ContainerId: "any"}: true, // a runtime that says less
+	} {
+		if got := ofSandbox(e); got != want {
+			t.Errorf("%v: %v, want %v", e, got, want)
+		}
+	}
+}
