@@ -64,6 +64,7 @@ const (
 	healthPatience = time.Second     // with one answer of the proxy
 	maxHeld        = 64              // requests to one gate
 	stillThere     = 5 * time.Second // how often a gate looks whether its pod still is
+	askPlane       = "kubectl -n istio-system get pods -l app=istiod"
 	lastRequests   = 4 * time.Second // what requests get when the agent ends: less than its pod's grace period
 )
 
@@ -231,9 +232,10 @@ func (one *gate) ready(began time.Time, limit time.Duration) error {
 func (one *gate) missing(status int, err error) string {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Sprintf("Envoy does not answer on port %d; its log says why", one.health)
+		// Envoy opens its first listener when it has heard from the control plane, or has given up waiting for it.
+		return fmt.Sprintf("Envoy does not answer on port %d: it does not run, or has heard nothing from the control plane; its log says why, and so does %s", one.health, askPlane)
 	case status == http.StatusServiceUnavailable:
-		return "Envoy has no configuration yet: it does not reach the control plane, or is refused there; its log says why, and so does kubectl -n istio-system get pods -l app=istiod"
+		return "Envoy has no configuration yet: it does not reach the control plane, or is refused there; its log says why, and so does " + askPlane
 	case err != nil:
 		return fmt.Sprintf("port %d: %v", one.health, err)
 	}

@@ -168,7 +168,8 @@ func TestKubeletIsToldWhyAPodDoesNotStart(t *testing.T) {
 	g.mustOpen()
 	line, err := g.hook()
 	// No HTTP: kubelet would take any answer for success.
-	if want := "the proxy is not ready after 300ms, so nothing else of this pod is started: Envoy does not answer on port 15021; its log says why"; err != nil || line != want {
+	if want := "the proxy is not ready after 300ms, so nothing else of this pod is started: Envoy does not answer on port 15021: it does not run, or has heard nothing from the control plane; " +
+		"its log says why, and so does kubectl -n istio-system get pods -l app=istiod"; err != nil || line != want {
 		t.Errorf("answer %q %v, want %q", line, err, want)
 	}
 	var status atomic.Int32
