@@ -124,25 +124,15 @@ func static(s Settings) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	runtime := &structpb.Struct{Fields: map[string]*structpb.Value{}}
-	for k, v := range s.RuntimeValues {
-		runtime.Fields[dollars(k)] = structpb.NewStringValue(dollars(v))
-	}
 	marker, err := structpb.NewStruct(map[string]any{"@metadata@": true})
 	if err != nil {
 		return nil, err
 	}
 	b := &bootstrapv3.Bootstrap{
-		Node: &corev3.Node{Id: "@node-id@", Cluster: "@node-cluster@", Metadata: marker},
-		Admin: &bootstrapv3.Admin{
-			Address:     address("127.0.0.1", uint32(s.AdminPort), false),
-			ProfilePath: "/dev/null",
-		},
-		LayeredRuntime: &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{
-			{Name: "static", LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: runtime}},
-			{Name: "admin", LayerSpecifier: &bootstrapv3.RuntimeLayer_AdminLayer_{AdminLayer: &bootstrapv3.RuntimeLayer_AdminLayer{}}},
-		}},
-		StatsConfig: stats,
+		Node:           &corev3.Node{Id: "@node-id@", Cluster: "@node-cluster@", Metadata: marker},
+		Admin:          &bootstrapv3.Admin{Address: address("127.0.0.1", uint32(s.AdminPort), false)},
+		LayeredRuntime: runtimeLayers(s.RuntimeValues),
+		StatsConfig:    stats,
 		// Istio sets no limit either; saying so keeps Envoy from warning.
 		OverloadManager: &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
 			Name: "envoy.resource_monitors.global_downstream_max_connections",
@@ -185,6 +175,21 @@ func static(s Settings) (*bootstrapv3.Bootstrap, error) {
 		b.StatsFlushInterval = durationpb.New(s.StatsFlushInterval)
 	}
 	return b, nil
+}
+
+// runtimeLayers names no layer when nothing is set: Envoy then makes one for its admin interface, as it does not without the field.
+func runtimeLayers(values map[string]string) *bootstrapv3.LayeredRuntime {
+	if len(values) == 0 {
+		return &bootstrapv3.LayeredRuntime{}
+	}
+	static := &structpb.Struct{Fields: map[string]*structpb.Value{}}
+	for k, v := range values {
+		static.Fields[dollars(k)] = structpb.NewStringValue(dollars(v))
+	}
+	return &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{
+		{Name: "static", LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: static}},
+		{Name: "admin", LayerSpecifier: &bootstrapv3.RuntimeLayer_AdminLayer_{AdminLayer: &bootstrapv3.RuntimeLayer_AdminLayer{}}},
+	}}
 }
 
 func ads() *corev3.ConfigSource {
@@ -282,11 +287,12 @@ func absolute(host, domain string) string {
 	return host
 }
 
+// staticCluster leaves out what Envoy takes when nothing is said (type STATIC): the bootstrap is in every pod object, and whoever
+// watches pods gets it.
 func staticCluster(name, host string, port uint32) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name:                 name,
-		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
-		ConnectTimeout:       durationpb.New(time.Second),
+		Name:           name,
+		ConnectTimeout: durationpb.New(time.Second),
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{
 			ClusterName: name,
 			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
@@ -299,23 +305,25 @@ func staticCluster(name, host string, port uint32) *clusterv3.Cluster {
 // httpListener is one of the proxy's own ports. They stay open when Envoy sheds load, because kubelet would kill a proxy
 // whose health port is shut, and they never wait for the control plane.
 func httpListener(s Settings, name string, port uint32, routes []*routev3.Route, filters []*hcmv3.HttpFilter) *listenerv3.Listener {
-	router := &hcmv3.HttpFilter{Name: "envoy.filters.http.router", ConfigType: &hcmv3.HttpFilter_TypedConfig{
-		TypedConfig: pack(&routerv3.Router{SuppressEnvoyHeaders: true}),
-	}}
+	router := new(routerv3.Router)
 	hcm := &hcmv3.HttpConnectionManager{
-		StatPrefix:    name,
-		NormalizePath: wrapperspb.Bool(true),
-		// The app must see kubelet's request, and kubelet the app's answer, as if nothing was between them.
-		GenerateRequestId:          wrapperspb.Bool(false),
-		SkipXffAppend:              true,
-		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
+		StatPrefix: name,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
-			Name:             name,
-			ValidateClusters: wrapperspb.Bool(false),
-			VirtualHosts:     []*routev3.VirtualHost{{Name: name, Domains: []string{"*"}, Routes: routes}},
+			Name:         name,
+			VirtualHosts: []*routev3.VirtualHost{{Name: name, Domains: []string{"*"}, Routes: routes}},
 		}},
-		HttpFilters: append(filters, router),
 	}
+	if port == PortProbes {
+		// The app must see kubelet's request, and kubelet the app's answer, as if nothing was between them.
+		router.SuppressEnvoyHeaders = true
+		hcm.NormalizePath = wrapperspb.Bool(true)
+		hcm.GenerateRequestId = wrapperspb.Bool(false)
+		hcm.SkipXffAppend = true
+		hcm.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
+	}
+	hcm.HttpFilters = append(filters, &hcmv3.HttpFilter{
+		Name: "envoy.filters.http.router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(router)},
+	})
 	listen := "::"
 	if s.IPv4Only {
 		listen = "0.0.0.0"
