@@ -89,12 +89,35 @@ func (c cluster) pod(gate string, i int) *corev1.Pod {
 			}},
 		},
 	}
-	if gate == "none" {
+	switch gate {
+	case "none", "second":
 		p.Labels["sidecar.istio.io/inject"] = "false"
-	} else {
+	case "ungated":
+		p.Annotations["weft.dev/start-gate"] = "hook"
+	default:
 		p.Annotations["weft.dev/start-gate"] = gate
 	}
+	if gate == "second" {
+		sidecar, always := p.Spec.Containers[0], corev1.ContainerRestartPolicyAlways
+		sidecar.Name, sidecar.RestartPolicy = "second", &always
+		p.Spec.InitContainers = []corev1.Container{sidecar}
+	}
 	return p
+}
+
+// ungated is the pod as the mesh injects it, but that nothing waits for its proxy.
+func (c cluster) ungated(ctx context.Context, p *corev1.Pod) (*corev1.Pod, error) {
+	made, err := c.client.CoreV1().Pods(namespace).Create(ctx, p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil {
+		return nil, err
+	}
+	made.ObjectMeta = metav1.ObjectMeta{Name: made.Name, Labels: made.Labels, Annotations: made.Annotations}
+	made.Labels["sidecar.istio.io/inject"] = "false"
+	for i := range made.Spec.InitContainers {
+		proxy := &made.Spec.InitContainers[i]
+		proxy.Lifecycle, proxy.StartupProbe, proxy.ReadinessProbe = nil, nil, nil
+	}
+	return made, nil
 }
 
 // start creates one pod, waits until it is Ready, and removes it again.
@@ -102,6 +125,11 @@ func (c cluster) start(ctx context.Context, gate string, i int) (s start, err er
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	pod := c.pod(gate, i)
+	if gate == "ungated" {
+		if pod, err = c.ungated(ctx, pod); err != nil {
+			return s, err
+		}
+	}
 	pods := c.client.CoreV1().Pods(namespace)
 	w, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", pod.Name).String()})
 	if err != nil {
@@ -116,7 +144,7 @@ func (c cluster) start(ctx context.Context, gate string, i int) (s start, err er
 	s.admitted = time.Since(began)
 	defer func() { err = errors.Join(err, c.remove(context.WithoutCancel(ctx), pod.Name, w)) }()
 	injected := slices.ContainsFunc(made.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == "istio-proxy" })
-	if injected == (gate == "none") {
+	if injected == (gate == "none" || gate == "second") {
 		return s, fmt.Errorf("injected: %v; is the mesh installed? (weft verify-install)", injected)
 	}
 	var last *corev1.Pod

@@ -4,6 +4,9 @@
 //
 //	go run ./bench/start [-n 20] [-image IMAGE] [-gates none,hook,probe] [-rest 3s] [-o json]
 //
+// Two more kinds tell where the time goes: "second" is a pod without the mesh that has a sidecar which does nothing, and "ungated" has the mesh's proxy,
+// and nothing waits for it.
+//
 // The cluster is that of $KUBECONFIG or ~/.kube/config. It exits with status 1 when the hook costs more than -most over no
 // mesh (median). It makes namespaces of its own, with Pod Security "restricted", and removes them.
 package main
@@ -39,7 +42,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.n, "n", 20, "pods of each kind")
 	flag.StringVar(&o.image, "image", "registry.k8s.io/pause:3.10", "image of the app; it is on the node already, or the first pod waits for it and is not counted")
-	flag.StringVar(&o.gates, "gates", "none,hook,probe", "kinds of pods: none is without the mesh, and must be the first")
+	flag.StringVar(&o.gates, "gates", "none,hook,probe", "kinds of pods, of none, second, ungated, hook, probe: none is without the mesh, and must be the first")
 	flag.DurationVar(&o.most, "most", 220*time.Millisecond, "most that the hook may add to the median without the mesh")
 	flag.DurationVar(&o.rest, "rest", 3*time.Second, "between two pods: the API server forgets a pod before its node has taken the network and the mounts of it down")
 	flag.StringVar(&o.output, "o", "", "json for figures that a program reads")

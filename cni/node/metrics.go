@@ -54,6 +54,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	m.gateTime = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "weft_node_gate_seconds", Help: "How long kubelet waited for a proxy that became ready.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 11),
 	})
+	for _, result := range []string{"ready", "late", "gone"} {
+		m.gates.WithLabelValues(result) // 0 is to be seen too
+	}
 	r.MustRegister(m.gates, m.gateTime, m.inotify, m.chainReady, m.changes, m.installErrs, m.questions, m.sandboxes, m.repairs, m.repairTime, m.listErrs)
 	return m
 }

@@ -98,6 +98,8 @@ func TestWhatAStolenTokenOfTheAgentCanDo(t *testing.T) {
 		{"evicts everything from its node", c.Node, taints(append(foreign, corev1.Taint{Key: taint, Effect: corev1.TaintEffectNoExecute})...), "only the taint " + taint},
 		{"labels its node", c.Node, `{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`, "may change nothing of a node but"},
 		{"annotates its node", c.Node, `{"metadata":{"annotations":{"x":"y"}}}`, "may change nothing of a node but"},
+		{"says that its node holds hooks", c.Node, `{"metadata":{"annotations":{"weft.dev/start-gate":"hook"}}}`, ""},
+		{"says something else there", c.Node, `{"metadata":{"annotations":{"weft.dev/start-gate":"x"}}}`, "may change nothing of a node but"},
 		{"cordons its node", c.Node, `{"spec":{"unschedulable":true}}`, "may change nothing of a node but"},
 	} {
 		_, err := own.CoreV1().Nodes().Patch(ctx, p.node, types.MergePatchType, []byte(p.patch), metav1.PatchOptions{})

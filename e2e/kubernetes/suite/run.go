@@ -89,7 +89,7 @@ func (r *run) tests(ctx context.Context) error {
 	failed = errors.Join(failed, r.step("scenarios", func() error { return r.goTest(ctx, "scenarios", "./e2e", r.scenarios, env...) }))
 	if r.nodeAgent != none {
 		failed = errors.Join(failed, r.step("node agent's tests of an installed mesh", func() error {
-			return r.goTest(ctx, "installed", "./e2e/kubernetes/nodeagent", "^(TestVerifyInstall|TestRealSidecars)", "WEFT_E2E_CLUSTER="+r.Dir)
+			return r.goTest(ctx, "installed", "./e2e/kubernetes/nodeagent", "^(TestVerifyInstall|TestRealSidecars|TestAStartWaits)", "WEFT_E2E_CLUSTER="+r.Dir)
 		}))
 	}
 	if r.upgrade {
