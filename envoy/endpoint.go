@@ -3,7 +3,6 @@ package envoy
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -82,8 +81,8 @@ func appendEndpoint(b []byte, e *mesh.Endpoint, weight uint32, mode mesh.MTLSMod
 			return b
 		})
 		b = appendNumber(b, fieldEndpointHealth, uint32(core.HealthStatus_HEALTHY))
-		if mode != mesh.MTLSDisable || e.Workload != nil {
-			b = nest(b, fieldEndpointMetadata, func(b []byte) []byte { return appendEndpointMetadata(b, e.Workload, mode) })
+		if mode != mesh.MTLSDisable {
+			b = nest(b, fieldEndpointMetadata, appendEndpointMetadata)
 		}
 		if weight != 1 {
 			b = nest(b, fieldEndpointWeight, func(b []byte) []byte { return appendNumber(b, fieldWrapped, weight) })
@@ -99,28 +98,11 @@ func locality(l mesh.Locality) *core.Locality {
 	return &core.Locality{Region: l.Region, Zone: l.Zone, SubZone: l.SubZone}
 }
 
-// appendEndpointMetadata tells the cluster whether the endpoint takes mesh TLS, and telemetry whose it is, as Istio writes it:
-// "workload;namespace;canonical service;canonical revision;cluster".
-func appendEndpointMetadata(b []byte, w *mesh.Workload, mode mesh.MTLSMode) []byte {
-	if mode != mesh.MTLSDisable {
-		b = appendEntry(b, fieldFilterMetadata, "envoy.transport_socket_match", appendTLSMode)
-	}
-	if w == nil {
-		return b
-	}
-	return appendEntry(b, fieldFilterMetadata, "istio", func(b []byte) []byte {
-		return appendStringField(b, "workload", strings.Join(
-			[]string{cmp.Or(w.Owner, w.Name), w.Namespace, canonicalName(w), canonicalRevision(w), "Kubernetes"}, ";"))
-	})
+// appendEndpointMetadata tells the cluster that the endpoint takes mesh TLS. Istio also says whose the endpoint is ("istio": {"workload": ...}), for
+// the client's metrics. It would be a sixth of all that a proxy is sent, so it waits for somebody who reads it.
+func appendEndpointMetadata(b []byte) []byte {
+	return appendEntry(b, fieldFilterMetadata, "envoy.transport_socket_match", appendTLSMode)
 }
 
 // appendTLSMode is what endpoints that take mesh TLS have, and clusters look for.
 func appendTLSMode(b []byte) []byte { return appendStringField(b, "tlsMode", "istio") }
-
-func canonicalName(w *mesh.Workload) string {
-	return cmp.Or(w.Labels["service.istio.io/canonical-name"], w.Labels["app.kubernetes.io/name"], w.Labels["app"], w.Owner, w.Name)
-}
-
-func canonicalRevision(w *mesh.Workload) string {
-	return cmp.Or(w.Labels["service.istio.io/canonical-revision"], w.Labels["app.kubernetes.io/version"], w.Labels["version"], "latest")
-}
