@@ -3,6 +3,7 @@ package xds
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -41,7 +42,7 @@ func (d *delta) answers(r *response, want []*envoy.Set) replies {
 }
 
 // segments is the content of a response with answers in it.
-func (a replies) segments(lists [][]*envoy.Resource) (parts mem.BufferSlice) {
+func (a replies) segments(lists [][]*envoy.Resource, want []*envoy.Set) (parts mem.BufferSlice) {
 	sent := make(map[string]bool)
 	for _, l := range lists {
 		for _, res := range l {
@@ -56,7 +57,13 @@ func (a replies) segments(lists [][]*envoy.Resource) (parts mem.BufferSlice) {
 			if sent[question] {
 				continue
 			}
-			entry := appendString(nil, resourceName, question)
+			name := question
+			if lookup(want, envoy.VirtualHost, question) != nil {
+				// The proxy may have an older version of it. Under its name it would then report this answer, when it connects again, and
+				// keep that version for ever.
+				name = tableOf(question) + nothing + strings.TrimPrefix(question, tableOf(question)+"/")
+			}
+			entry := appendString(nil, resourceName, name)
 			entry = appendString(entry, resourceVersion, unresolved)
 			entry = appendString(entry, resourceAliases, question)
 			parts = append(parts, mem.SliceBuffer(protowire.AppendBytes(protowire.AppendTag(nil, responseResources, protowire.BytesType), entry)))

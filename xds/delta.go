@@ -248,7 +248,7 @@ func (d *delta) send(t envoy.Type) *frame {
 		parts = d.advance(t, r, want)
 	}
 	if len(r.answers) > 0 {
-		parts = a.segments(r.lists)
+		parts = a.segments(r.lists, want)
 	}
 	ty.have, ty.first, ty.known, ty.forced, ty.absent = want, false, nil, nil, nil
 	if d.app.returning && len(known) > 0 {

@@ -421,6 +421,40 @@ func TestAnAnswerThatIsRejectedStillLetsTheRequestGoOn(t *testing.T) {
 	c.still()
 }
 
+// The app asks again (another of Envoy's threads had not heard of the host) for what Envoy has in a version that it took, and not in the newest.
+func TestAStrangerWhoseNewestVersionWasRefusedGoesAllTheSame(t *testing.T) {
+	f := onDemand(t, nil)
+	c := f.connect(f.token(time.Hour))
+	c.begin()
+	c.expect(envoy.VirtualHost, "-80/~")
+	c.subscribe(envoy.VirtualHost, "80/later")
+	c.expect(envoy.VirtualHost, "80/later@stranger")
+	f.mesh.strange = "2"
+	f.serve()
+	c.nack(c.receive(envoy.VirtualHost), "80/later: bad")
+	c.expect(envoy.VirtualHost, "-80/~")
+	c.subscribe(envoy.VirtualHost, "80/later")
+	r := c.receive(envoy.VirtualHost)
+	if len(r.Resources) != 1 || r.Resources[0].Resource != nil || !slices.Equal(r.Resources[0].Aliases, []string{"80/later"}) {
+		t.Fatalf("told %v", content(r))
+	}
+	c.ack(r)
+	c.still()
+	has := map[string]string{"80/later": "stranger"}
+	has[r.Resources[0].Name] = r.Resources[0].Version
+
+	// It connects again, when there is such a host.
+	f.serve(fakeHost{name: "later", version: "1"})
+	again := f.connect(f.token(time.Hour))
+	again.returns(map[envoy.Type]map[string]string{
+		envoy.Cluster: {"passthrough": "1"}, envoy.Listener: {"l": "1"}, envoy.Route: {"80": "vhds"}, envoy.VirtualHost: has,
+	}, []string{"*"}, []string{"*", "80/later"})
+	again.expect(envoy.Cluster, "later@1")
+	again.expect(envoy.Endpoints, "later@1")
+	again.expect(envoy.VirtualHost, "80/later.default@1", "-80/later")
+	again.still()
+}
+
 func TestAStreamThatNamesTooMuchIsEnded(t *testing.T) {
 	f := onDemand(t, nil)
 	for name, ask := range map[string]func(*client){

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -46,6 +47,7 @@ type fakeMesh struct {
 	sets     []*envoy.Set
 	onDemand bool
 	catalog  []fakeHost
+	strange  string // version of the virtual hosts of names that nobody has: "stranger"
 
 	mu    sync.Mutex
 	asked map[*envoy.Demand]*envoy.Set
@@ -113,7 +115,7 @@ func (m *fakeMesh) Sets(p envoy.Proxy) []*envoy.Set {
 			}
 		}
 		for _, name := range p.Demand.Names[envoy.VirtualHost] {
-			list := []*envoy.Resource{res(envoy.VirtualHost, name, "stranger")}
+			list := []*envoy.Resource{res(envoy.VirtualHost, name, cmp.Or(m.strange, "stranger"))}
 			if h, ok := m.host(name); ok {
 				list = h.resources()
 			} else if whole && name != "80/*" {
@@ -164,7 +166,7 @@ func (m *fakeMesh) OnDemand(w *mesh.Workload) bool { return m.onDemand }
 
 // with is a copy with other Sets.
 func (m *fakeMesh) with(sets ...*envoy.Set) *fakeMesh {
-	return &fakeMesh{pods: m.pods, sets: sets, onDemand: m.onDemand, catalog: m.catalog}
+	return &fakeMesh{pods: m.pods, sets: sets, onDemand: m.onDemand, catalog: m.catalog, strange: m.strange}
 }
 
 func pod(name, uid string) *mesh.Workload {
