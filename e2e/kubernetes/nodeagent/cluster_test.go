@@ -96,7 +96,7 @@ func open(t *testing.T) *cluster {
 // firstTime brings the images and the namespace, and takes away what an interrupted run left.
 func (c *cluster) firstTime() {
 	c.t.Helper()
-	c.load(images.Spec{Ref: proberImage, Entrypoint: []string{"/prober"}, Files: []images.File{{Path: "/prober", From: c.prober()}}})
+	c.loadProber()
 	c.load(images.Spec{Ref: "docker.io/weftmesh/weft:" + agentTag, Files: []images.File{
 		{Path: "/weft-node", From: kit.Program(c.t, "weft-node")}, {Path: "/weft-cni", From: kit.Program(c.t, "weft-cni")},
 	}})
@@ -122,8 +122,8 @@ func (c *cluster) load(s images.Spec) {
 	c.command(filepath.Join(c.Dir, "ctr"), "images", "import", tar)
 }
 
-// prober builds the app.
-func (c *cluster) prober() string {
+// loadProber builds the app's image.
+func (c *cluster) loadProber() {
 	c.t.Helper()
 	path := filepath.Join(c.t.TempDir(), "prober")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./prober")
@@ -131,7 +131,7 @@ func (c *cluster) prober() string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		c.t.Fatalf("%v\n%s", err, out)
 	}
-	return path
+	c.load(images.Spec{Ref: proberImage, Entrypoint: []string{"/prober"}, Files: []images.File{{Path: "/prober", From: path}}})
 }
 
 // command runs a program that must succeed and gives what it wrote.

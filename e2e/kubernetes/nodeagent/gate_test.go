@@ -15,6 +15,7 @@ import (
 // a proxy that does not become ready keeps the app from starting, which the pod's events explain.
 func TestAStartWaitsForTheProxy(t *testing.T) {
 	c := installed(t)
+	c.loadProber()
 	c.target = c.NodeIP + ":1" // what the apps see does not matter
 	ns := c.namespace()
 	meshed := func(name string) *corev1.Pod {

@@ -11,8 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/weft-mesh/weft/deploy/images"
 )
 
 // TestRealSidecarsWhileTheNetworkPluginRewritesItsFiles is the race of race_test.go with what `weft install` installed: pods that the webhook injected, Envoys, their
@@ -29,7 +27,7 @@ func TestRealSidecarsWhileTheNetworkPluginRewritesItsFiles(t *testing.T) {
 	if strings.HasPrefix(c.Containerd, "1.") {
 		t.Skipf("containerd %s does not tell of its sandboxes: a pod that was made without the plugin is found after its hook was refused, and its proxy is restarted", c.Containerd)
 	}
-	c.load(images.Spec{Ref: proberImage, Entrypoint: []string{"/prober"}, Files: []images.File{{Path: "/prober", From: c.prober()}}})
+	c.loadProber()
 	c.target = listenOutside(t, net.JoinHostPort(c.NodeIP, "0"))
 	c.registryOnly()
 	ns := c.namespace()
