@@ -86,6 +86,11 @@ func (p *proxies) do(verb string, args []string) (any, error) {
 	case "connect":
 		p.connect()
 		return p.until(5*time.Minute, func() bool { return p.ready.Load() == int64(p.n) })
+	case "yield":
+		if err := yield(); err != nil {
+			return nil, err
+		}
+		return p.heard()
 	case "disconnect":
 		p.disconnect()
 		return p.heard()

@@ -19,10 +19,11 @@ type plane struct {
 	snapshot *mesh.Snapshot
 	world    *envoy.World
 	steps    int
+	toggled  map[string]int // how often, by kind of change, of those that go back and forth
 }
 
 func newPlane(s size) (*plane, error) {
-	p := &plane{size: s, store: mesh.NewStore(mesh.Options{})}
+	p := &plane{size: s, store: mesh.NewStore(mesh.Options{}), toggled: map[string]int{}}
 	return p, p.apply(s.objects()...)
 }
 
@@ -54,9 +55,10 @@ func (p *plane) proxy(i int, inline bool) envoy.Proxy {
 // change makes another change of a kind each time.
 func (p *plane) change(kind string) error {
 	p.steps++
+	p.toggled[kind]++
 	switch kind {
 	case "endpoint":
-		return p.apply(p.slice(changed, p.Endpoints, p.steps%2))
+		return p.apply(p.slice(changed, p.Endpoints, p.toggled[kind]%2))
 	case "virtualservice":
 		return p.apply(p.virtualService(changed, p.steps))
 	case "elsewhere":
@@ -65,7 +67,7 @@ func (p *plane) change(kind string) error {
 		return p.apply(p.destinationRule(changed, p.steps))
 	case "peerauthentication":
 		mode := security.PeerAuthentication_MutualTLS_STRICT
-		if p.steps%2 == 0 {
+		if p.toggled[kind]%2 == 0 {
 			mode = security.PeerAuthentication_MutualTLS_PERMISSIVE
 		}
 		return p.apply(peerAuthentication(mode))

@@ -3,12 +3,14 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -110,6 +112,24 @@ func used() (usage, error) {
 		}
 	}
 	return u, nil
+}
+
+// yield lets other processes have the processors first, for the rest of this one's life.
+func yield() error {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		if err := syscall.Setpriority(syscall.PRIO_PROCESS, id, 15); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("nice value of thread %d: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // tidy gives memory back that is not in use, so that RSS shows what is.

@@ -39,10 +39,10 @@ func (l latency) String() string {
 
 const (
 	// changePause is between two changes. One begins when all have got the one before.
-	changePause = 50 * time.Millisecond
+	changePause = 200 * time.Millisecond
 	probePause  = 20 * time.Millisecond
 	// calm is how many changes are made where nothing ends the situation, for each of -changes.
-	calm = 8
+	calm = 4
 )
 
 // stay connects further proxies, and measures how soon they hear of a changed endpoint and how soon the server answers a probe:
@@ -59,6 +59,10 @@ func (m *measurement) stay() (*staying, error) {
 	defer stayers.end()
 	var h heard
 	if err := stayers.ask(&h, "connect"); err != nil {
+		return nil, err
+	}
+	// The others would be on other machines.
+	if err := m.crowd.ask(&h, "yield"); err != nil {
 		return nil, err
 	}
 	out := &staying{}
