@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -66,15 +65,9 @@ func (c *container) hook(ctx context.Context, in *instance, h *corev1.LifecycleH
 		}
 		return nil
 	case h.HTTPGet != nil:
-		// One request, no retry (kubelet: handlerRunner.runHTTPHandler).
-		status, err := c.get(ctx, h.HTTPGet, 0)
-		if err != nil {
-			return err
-		}
-		if status >= http.StatusBadRequest {
-			return fmt.Errorf("HTTP status %d", status)
-		}
-		return nil
+		// One request, no retry, and any answer is a good one (kubelet: handlerRunner.runHTTPHandler).
+		_, err := c.get(ctx, h.HTTPGet, 0)
+		return err
 	case h.Sleep != nil:
 		if !wait(ctx, time.Duration(h.Sleep.Seconds)*time.Second) {
 			return ctx.Err()
