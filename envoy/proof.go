@@ -26,6 +26,8 @@ import (
 //
 // A check opens a connection each time. On a kept connection it would go on to succeed after the rules
 // were flushed, because the kernel remembers the translation of established connections.
+//
+// The bootstrap keeps the statistics of these two by name (package bootstrap, stats.go): without them no pod would get ready.
 const (
 	proofClusterV4 = "redirect-proof-v4"
 	proofClusterV6 = "redirect-proof-v6"
