@@ -62,7 +62,7 @@ func TestAStartWaitsForTheProxy(t *testing.T) {
 	late := meshed("late")
 	late.Annotations["sidecar.istio.io/discoveryAddress"] = "nowhere.invalid:15012"
 	late = c.start(late)
-	c.event(ns, late.Name, "ProxyNotReady", "has heard nothing from the control plane")
+	c.event(ns, late.Name, "ProxyNotReady", "the control plane")
 	now, err := c.api.CoreV1().Pods(ns).Get(t.Context(), late.Name, metav1.GetOptions{})
 	if err != nil || len(now.Status.ContainerStatuses) != 1 || now.Status.ContainerStatuses[0].State.Waiting == nil {
 		t.Errorf("the app started without its proxy: %v %+v", err, now.Status.ContainerStatuses)
