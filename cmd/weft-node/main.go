@@ -66,6 +66,8 @@ func newCommand() *cobra.Command {
   - it installs the plugin's binary and its entry in the node's network configuration, and puts them right whenever somebody changes them;
   - it answers the plugin where the container runtime passes no pod annotations (--agent-socket, --read-pods);
   - it redirects running pods whose network namespace lacks the rules, without restarting them;
+  - it answers the hook by which kubelet waits for a new pod's proxy, when that is ready, and notes on the node that it does
+    (annotation ` + gateAnnotation + `);
   - it keeps the node's taint ` + taintKey + ` as the chain is, and serves /readyz and /metrics.
 
 Ending it changes nothing on the node, so that pods created while it restarts or is upgraded are redirected. "weft-node uninstall" takes
