@@ -24,12 +24,16 @@ func (s *Store) build(all bool) *Snapshot {
 	if all {
 		s.buildConfig(prev, &n)
 	}
-	s.buildEndpoints(prev, &n)
+	fewer := s.buildEndpoints(prev, &n)
 	s.buildTargets(prev, &n)
 	n.version++
 	s.current = &n
 	for sub := range s.subs {
 		sub.changes.merge(n.changes)
+	}
+	if fewer && !all && p.config.Len() > 0 {
+		// Who takes the route to a version away and then the version must not see the second first.
+		return s.build(true)
 	}
 	return s.current
 }
@@ -120,10 +124,10 @@ func (s *Store) markMoved() {
 	clear(moved)
 }
 
-func (s *Store) buildEndpoints(prev, n *Snapshot) {
+func (s *Store) buildEndpoints(prev, n *Snapshot) (fewer bool) {
 	s.markMoved()
 	if len(s.pending.staleEndpoints) == 0 {
-		return
+		return false
 	}
 	find := resolver{
 		workload: func(pod string, addr netip.Addr) *Workload {
@@ -151,6 +155,7 @@ func (s *Store) buildEndpoints(prev, n *Snapshot) {
 			continue
 		}
 		changed[id] = next
+		fewer = fewer || next.count() < old.count()
 		host, _, _ := strings.Cut(id, "\x00")
 		if svc != nil {
 			n.changes.add(Key{Kind: KindEndpoints, Namespace: svc.Namespace, Name: host})
@@ -162,6 +167,7 @@ func (s *Store) buildEndpoints(prev, n *Snapshot) {
 	}
 	n.endpoints = prev.endpoints.with(changed)
 	clear(s.pending.staleEndpoints)
+	return fewer
 }
 
 func (s *Store) endpointsFor(svc *Service, n *Snapshot, find resolver, old *serviceEndpoints) *serviceEndpoints {

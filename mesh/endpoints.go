@@ -102,6 +102,16 @@ type portEndpoints struct {
 	list   []*Endpoint
 }
 
+// count is that of all ports' endpoints together.
+func (e *serviceEndpoints) count() (n int) {
+	if e != nil {
+		for i := range e.ports {
+			n += len(e.ports[i].list)
+		}
+	}
+	return n
+}
+
 func (e *serviceEndpoints) port(number uint16) []*Endpoint {
 	if e == nil {
 		return nil

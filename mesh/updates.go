@@ -33,7 +33,8 @@ func (s *Store) wake() {
 
 // Updates sends the mesh of this moment, and then the mesh after each change until ctx
 // ends, when the channel is closed. Changes of configuration are held back until nothing was applied for
-// Options.DebounceAfter, at most for Options.DebounceMax; pods, nodes and endpoints go at once. A reader
+// Options.DebounceAfter, at most for Options.DebounceMax; pods, nodes and endpoints go at once, and
+// where they take endpoints away, with all that was held back until then. A reader
 // that is slow skips snapshots and finds all that changed in Update.Changes.
 func (s *Store) Updates(ctx context.Context) <-chan Update {
 	out := make(chan Update)

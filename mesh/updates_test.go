@@ -8,6 +8,7 @@ import (
 
 	networking "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -121,6 +122,30 @@ func TestEndpointsGoAtOnceAndDoNotTakeConfigurationAlong(t *testing.T) {
 		if u := next(t, updates); u.Snapshot.VirtualServices("a", "mesh") == nil {
 			t.Errorf("after 100 ms: %v", u.Changes)
 		}
+	})
+}
+
+// Who takes the routes to a version of an app away and then its pods must not have the second seen first.
+func TestEndpointsThatGoDoNotOvertakeConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore(Options{DebounceAfter: time.Hour, DebounceMax: time.Hour})
+		s.Apply(reviews()...)
+		updates := s.Updates(t.Context())
+		next(t, updates)
+		s.Apply(vs("a.com"))
+		synctest.Wait()
+		fewer := reviews()[3]
+		slice := fewer.Object.(*discoveryv1.EndpointSlice)
+		slice.Endpoints = slice.Endpoints[:1]
+		s.Apply(fewer)
+		u := next(t, updates)
+		if svc := u.Snapshot.Service("default", "reviews.default.svc.cluster.local"); len(u.Snapshot.Endpoints(svc, svc.Ports[0])) != 1 || !u.Changes.HasKind(KindEndpoints) {
+			t.Errorf("the endpoint is still there: %v", u.Changes)
+		}
+		if u.Snapshot.VirtualServices("a", "mesh") == nil || !u.Changes.HasKind("VirtualService") {
+			t.Errorf("the VirtualService, which was there before, comes later: %v", u.Changes)
+		}
+		none(t, updates, "all of it was told")
 	})
 }
 
