@@ -155,7 +155,7 @@ func (s *Store) buildEndpoints(prev, n *Snapshot) (fewer bool) {
 			continue
 		}
 		changed[id] = next
-		fewer = fewer || next.count() < old.count()
+		fewer = fewer || next.ready() < old.ready()
 		host, _, _ := strings.Cut(id, "\x00")
 		if svc != nil {
 			n.changes.add(Key{Kind: KindEndpoints, Namespace: svc.Namespace, Name: host})

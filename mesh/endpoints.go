@@ -102,11 +102,15 @@ type portEndpoints struct {
 	list   []*Endpoint
 }
 
-// count is that of all ports' endpoints together.
-func (e *serviceEndpoints) count() (n int) {
+// ready counts the endpoints of all ports that get traffic.
+func (e *serviceEndpoints) ready() (n int) {
 	if e != nil {
 		for i := range e.ports {
-			n += len(e.ports[i].list)
+			for _, one := range e.ports[i].list {
+				if one.Ready {
+					n++
+				}
+			}
 		}
 	}
 	return n

@@ -136,10 +136,10 @@ func TestEndpointsThatGoDoNotOvertakeConfiguration(t *testing.T) {
 		synctest.Wait()
 		fewer := reviews()[3]
 		slice := fewer.Object.(*discoveryv1.EndpointSlice)
-		slice.Endpoints = slice.Endpoints[:1]
+		slice.Endpoints[0].Conditions.Ready = ptr(false) // its pod ends
 		s.Apply(fewer)
 		u := next(t, updates)
-		if svc := u.Snapshot.Service("default", "reviews.default.svc.cluster.local"); len(u.Snapshot.Endpoints(svc, svc.Ports[0])) != 1 || !u.Changes.HasKind(KindEndpoints) {
+		if svc := u.Snapshot.Service("default", "reviews.default.svc.cluster.local"); u.Snapshot.Endpoints(svc, svc.Ports[0])[1].Ready || !u.Changes.HasKind(KindEndpoints) {
 			t.Errorf("the endpoint is still there: %v", u.Changes)
 		}
 		if u.Snapshot.VirtualServices("a", "mesh") == nil || !u.Changes.HasKind("VirtualService") {
