@@ -99,6 +99,19 @@ func steady(ns *Namespace, change func(round int), loads ...load) {
 	}
 }
 
+// reroute sends the requests for echo to a service, and returns when that is so.
+func reroute(ns *Namespace, to string) {
+	ns.T.Helper()
+	ns.Apply(virtualService("echo", "  - route:\n    - destination: {host: "+to+"}\n    headers: {response: {set: {x-routed-to: "+to+"}}}\n"))
+	Eventually(ns.T, "requests go to "+to, func() error {
+		rs, err := ns.TryCall(fromClient, "http://echo/")
+		if err == nil && rs[0].Header("x-routed-to") != to {
+			err = fmt.Errorf("headers %v", rs[0].Headers)
+		}
+		return err
+	})
+}
+
 // TestNoRequestFailsUnderChange: what operators do all day must not be noticed by anybody's users.
 func TestNoRequestFailsUnderChange(t *testing.T) {
 	ns := alone(t) // it restarts the control plane
@@ -160,6 +173,7 @@ func TestNoRequestFailsUnderChange(t *testing.T) {
 			v1 := []int{100, 90, 50, 0, 50, 90}[round%6]
 			ns.Apply(virtualService("echo", fmt.Sprintf("  - route:\n    - {destination: {host: echo, subset: v1}, weight: %d}\n    - {destination: {host: echo, subset: v2}, weight: %d}\n", v1, 100-v1)))
 		})
+		reroute(ns, "echo") // nobody is sent to a version any more when it goes
 		ns.Kubectl("delete", "virtualservice", "echo")
 		ns.Kubectl("delete", "destinationrule", "echo")
 		ns.Kubectl("delete", "deployment", "echo-v2")
@@ -236,8 +250,8 @@ func TestNoRequestFailsUnderChange(t *testing.T) {
 		ns := in(t)
 		steady(ns, func(round int) {
 			next, last := []string{"blue", "green"}[round%2], []string{"green", "blue"}[round%2]
-			ns.Apply(strings.Replace(App{Name: next}.service(), "selector: {app: "+next+"}", "selector: {app: echo}", 1) + "---\n" +
-				virtualService("echo", "  - route:\n    - destination: {host: "+next+"}\n"))
+			ns.Apply(strings.Replace(App{Name: next}.service(), "selector: {app: "+next+"}", "selector: {app: echo}", 1))
+			reroute(ns, next)
 			ns.Kubectl("delete", "service", last, "--ignore-not-found")
 		})
 		ns.Kubectl("delete", "virtualservice", "echo")
