@@ -12,8 +12,11 @@ import (
 	"github.com/weft-mesh/weft/xds"
 )
 
-// both is one file in which the endpoints and the configuration of bookinfo have changed: weftd reads both at the same moment.
-var both = strings.ReplaceAll(bookinfo, "conditions: {ready: true}", "conditions: {ready: false}") + "---" + virtualService("7s")
+// both is one file in which the endpoints of bookinfo have gone and its configuration has changed: weftd reads both at the same moment.
+var (
+	down = strings.ReplaceAll(bookinfo, "conditions: {ready: true}", "conditions: {ready: false}")
+	both = down + "---" + virtualService("7s")
+)
 
 // pushes counts what was published because of a kind of change.
 func (c *controlPlane) pushes(kind string) float64 {
@@ -25,12 +28,24 @@ func TestEndpointsDoNotWaitForConfiguration(t *testing.T) {
 	t.Setenv("PILOT_DEBOUNCE_AFTER", "1h")
 	t.Setenv("PILOT_DEBOUNCE_MAX", "1h")
 	c := newControlPlane(t)
+	c.put("bookinfo", down)
 	c.start()
-	c.put("bookinfo", both)
+	c.put("bookinfo", bookinfo+"---"+virtualService("7s"))
 	c.eventually("the endpoints are published", func() bool { return c.pushes("endpoint") > 0 })
 	if n := c.pushes("config"); n != 0 {
 		t.Errorf("configuration was published %v times; it has to wait an hour", n)
 	}
+}
+
+// Who takes the routes to an app away and then the app must not have the second published first.
+func TestEndpointsThatGoTakeConfigurationAlong(t *testing.T) {
+	t.Setenv("PILOT_DEBOUNCE_AFTER", "1h")
+	t.Setenv("PILOT_DEBOUNCE_MAX", "1h")
+	c := newControlPlane(t)
+	c.start()
+	c.put("bookinfo", both)
+	c.eventually("the endpoints are published", func() bool { return c.pushes("endpoint") > 0 })
+	c.eventually("the configuration that changed with them is published", func() bool { return c.pushes("config") > 0 })
 }
 
 func TestConfigurationWaitsNoLongerThanTheMaximum(t *testing.T) {
