@@ -315,7 +315,6 @@ func TestARuntimeThatPassesNoAnnotationsNeverLetsAnInjectedPodPass(t *testing.T)
 			t.Errorf("ADD: %v, want a refusal that kubelet tries again", err)
 		}
 	})
-	asked := make(chan string, 16)
 	answers := map[string]string{
 		"cart":    mustJSON(map[string]string{"redirect": redirect.Default().Encode()}),
 		"plain":   `{"redirect":null}`,
@@ -323,14 +322,7 @@ func TestARuntimeThatPassesNoAnnotationsNeverLetsAnInjectedPodPass(t *testing.T)
 		"silent":  `{}`,
 		"broken":  `redirect: yes`,
 	}
-	listen(t, agent, func(line string) string {
-		var q struct{ Name string }
-		if err := json.Unmarshal([]byte(line), &q); err != nil {
-			return err.Error()
-		}
-		asked <- line
-		return answers[q.Name]
-	})
+	asked := listen(t, agent, answers)
 	t.Run("agent says injected", func(t *testing.T) {
 		pod := unaware("cart")
 		n.mustAdd(withAgent, pod)
@@ -380,16 +372,8 @@ func TestTheAgentIsToldOfAPodWhoseStartWaitsForItsProxy(t *testing.T) {
 		return pod
 	}
 	t.Run("agent is down", func(t *testing.T) { redirected(t, "cart") })
-	asked := make(chan string, 1)
 	answers := map[string]string{"cart": `{"redirect":null}`, "refused": `{"error":"no such namespace"}`, "broken": "what?"}
-	listen(t, agent, func(line string) string {
-		var q struct{ Name string }
-		if err := json.Unmarshal([]byte(line), &q); err != nil {
-			return err.Error()
-		}
-		asked <- line
-		return answers[q.Name]
-	})
+	asked := listen(t, agent, answers)
 	for name := range answers {
 		t.Run("agent knows "+name, func(t *testing.T) {
 			pod := redirected(t, name)
@@ -409,14 +393,15 @@ func TestTheAgentIsToldOfAPodWhoseStartWaitsForItsProxy(t *testing.T) {
 	})
 }
 
-// listen is a node agent: one line in, one line out.
-func listen(t *testing.T, socket string, answer func(string) string) {
+// listen is a node agent: one line in, one line out, by the pod's name; no answer has none. It tells what it was asked.
+func listen(t *testing.T, socket string, answers map[string]string) <-chan string {
 	t.Helper()
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
+	asked := make(chan string, 16)
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -424,12 +409,21 @@ func listen(t *testing.T, socket string, answer func(string) string) {
 				return
 			}
 			line, _ := bufio.NewReader(c).ReadString('\n')
-			if text := answer(line); text != "" {
+			var q struct{ Name string }
+			text := ""
+			if err := json.Unmarshal([]byte(line), &q); err != nil {
+				text = err.Error()
+			} else {
+				asked <- line
+				text = answers[q.Name]
+			}
+			if text != "" {
 				fmt.Fprintln(c, text)
 			}
 			c.Close()
 		}
 	}()
+	return asked
 }
 
 func TestDelSucceedsWhateverIsLeft(t *testing.T) {

@@ -73,17 +73,41 @@ func (g *gated) dial() (c net.Conn, err error) {
 
 // hook is kubelet's request: the first line of what comes back, and the answer when it is one.
 func (g *gated) hook() (line string, err error) {
-	c, err := g.dial()
+	c, err := g.ask()
 	if err != nil {
 		return "", err
 	}
+	return answered(c)
+}
+
+func (g *gated) ask() (net.Conn, error) {
+	c, err := g.dial()
+	if err == nil {
+		_, err = fmt.Fprint(c, "GET /healthz/ready HTTP/1.1\r\nHost: pod\r\nUser-Agent: kube-lifecycle/1.37\r\n\r\n")
+	}
+	return c, err
+}
+
+func answered(c net.Conn) (line string, err error) {
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return "", err
 	}
-	fmt.Fprint(c, "GET /healthz/ready HTTP/1.1\r\nHost: pod\r\nUser-Agent: kube-lifecycle/1.37\r\n\r\n")
 	line, err = bufio.NewReader(c).ReadString('\n')
 	return strings.TrimSpace(line), err
+}
+
+// taken returns when the gate has taken all requests that were made before: connections are taken in their order, and who says nothing is
+// soon hung up on.
+func (g *gated) taken() {
+	g.t.Helper()
+	c, err := g.dial()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	if line, err := answered(c); err != io.EOF {
+		g.t.Fatalf("to nothing: %q %v", line, err)
+	}
 }
 
 // proxy tells about its health inside the pod with the status that is stored. The channel is closed when it was asked.
@@ -137,11 +161,16 @@ func TestKubeletWaitsForTheProxyAndNoLonger(t *testing.T) {
 	const requests = 3 // a kubelet that was restarted asks again
 	answers := make(chan outcome, requests)
 	for range requests {
+		c, err := g.ask()
+		if err != nil {
+			t.Fatal(err)
+		}
 		go func() {
-			line, err := g.hook()
+			line, err := answered(c)
 			answers <- outcome{line, err}
 		}()
 	}
+	g.taken()
 	var status atomic.Int32
 	status.Store(http.StatusServiceUnavailable)
 	g.proxy(&status)

@@ -47,13 +47,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		inotify: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weft_node_inotify_instances", Help: "How many inotify instances the node allows each user; each sidecar takes three, and all have one UID.",
 		}),
+		gates: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "weft_node_gates_total", Help: "Requests of kubelet that held a pod's start back until its proxy was ready, by result (ready, late, gone).",
+		}, []string{"result"}),
+		gateTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "weft_node_gate_seconds", Help: "How long kubelet waited for a proxy that became ready.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 11),
+		}),
 	}
-	m.gates = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "weft_node_gates_total", Help: "Requests of kubelet that held a pod's start back until its proxy was ready, by result (ready, late, gone).",
-	}, []string{"result"})
-	m.gateTime = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "weft_node_gate_seconds", Help: "How long kubelet waited for a proxy that became ready.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 11),
-	})
 	for _, result := range []string{"ready", "late", "gone"} {
 		m.gates.WithLabelValues(result) // 0 is to be seen too
 	}
