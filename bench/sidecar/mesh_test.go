@@ -96,10 +96,14 @@ func sizes(b *testing.B) (sizes []int) {
 	return sizes
 }
 
+// workloads counts the cases measured, -count times each.
+var workloads int
+
 // sidecar measures one case.
 func (s *bench) sidecar(services int, discovery mesh.Discovery, endpoint string) (f figures) {
 	s.mesh(services, endpoint)
-	account := fmt.Sprintf("app-%d-%s", services, discovery) // a workload of its own: it has asked for nothing yet
+	workloads++
+	account := fmt.Sprintf("app-%d", workloads) // a workload of its own: it has asked for nothing yet
 	s.run("{apiVersion: v1, kind: ServiceAccount, metadata: {name: "+account+", namespace: bench}}", "apply", "-f", "-")
 	start := func(name string) (times, *app) {
 		t, err := follow(s.b.Context(), s.client, s.dir, "bench", name, func() {
