@@ -54,7 +54,7 @@ type Settings struct {
 	IPv4Only bool
 	// AdminPort and HealthPort replace PortAdmin and PortHealth (Istio API: ProxyConfig.proxyAdminPort, statusPort).
 	AdminPort, HealthPort uint16
-	// Stats are inclusions beside Istio's own (Istio API: ProxyConfig.proxyStatsMatcher). All turns the filter off.
+	// Stats are inclusions beside Istio's own (Istio API: ProxyConfig.proxyStatsMatcher).
 	Stats StatsInclusion
 	// RuntimeValues go into Envoy's static runtime layer (Istio API: ProxyConfig.runtimeValues).
 	RuntimeValues map[string]string

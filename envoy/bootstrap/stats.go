@@ -3,6 +3,7 @@ package bootstrap
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
@@ -12,7 +13,7 @@ import (
 
 // What Istio's bootstrap keeps of Envoy's statistics: a sidecar has some hundred per cluster, and most are never looked at.
 // Istio users add more with proxyStatsMatcher. Each that is kept makes a start dearer: it goes through
-// statsTags, which are std::regex.
+// the tags below, which are std::regex.
 //
 // Envoy's health_check filter reads the gauges membership_total and membership_healthy, and answers 503 for ever when they are
 // filtered out. So those of the clusters that it looks at are among them: of TCP and gRPC probes, and of the redirect proof
@@ -27,29 +28,41 @@ var (
 // statsTags split cluster and listener names out of statistic names, so that a Prometheus query by cluster_name works as it
 // does for Istio. (Istio's tag for Mongo is missing: no filter of ours has such statistics.) The first group of an expression
 // is cut out of the name, the second is the tag's value. DOMAIN is the cluster domain, because a host's dots belong to its name.
-var statsTags = []struct{ name, regex string }{
+var statsTags = []statsTag{
 	{"cluster_name", `^cluster\.((.+?(\..+?\.svc\.DOMAIN)?)\.)`},
 	{"tcp_prefix", `^tcp\.((.*?)\.)\w+?$`},
-	{"response_code", `_rq(_(\d{3}))$`},
-	{"response_code_class", `_rq(_(\dxx))$`},
 	{"http_conn_manager_listener_prefix", `^listener\..*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)`},
 	{"http_conn_manager_prefix", `^http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)`},
 	{"listener_address", `^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)`},
 }
 
+// codeTags split off what was answered. No word at the start of a name says that they can't fit, as with the others, so std::regex tries
+// every character of every statistic: half of what our bootstrap adds to Envoy's start (docs/performance.md). So they are there only
+// where somebody added statistics: of those that Istio keeps, the control plane's cluster alone counts answers.
+var codeTags = []statsTag{
+	{"response_code", `_rq(_(\d{3}))$`},
+	{"response_code_class", `_rq(_(\dxx))$`},
+}
+
+type statsTag struct{ name, regex string }
+
 // statsConfig refuses expressions that Envoy would refuse at start.
 func statsConfig(s Settings) (*metricsv3.StatsConfig, error) {
+	split := statsTags
+	if len(s.Stats.Prefixes)+len(s.Stats.Suffixes)+len(s.Stats.Regexps) > 0 {
+		split = slices.Concat(statsTags, codeTags)
+	}
 	var tags []*metricsv3.TagSpecifier
 	domain := regexp.QuoteMeta(s.ClusterDomain)
-	for _, t := range statsTags {
+	for _, t := range split {
 		regex := dollars(strings.ReplaceAll(t.regex, "DOMAIN", domain))
 		tags = append(tags, &metricsv3.TagSpecifier{TagName: t.name, TagValue: &metricsv3.TagSpecifier_Regex{Regex: regex}})
 	}
 	var patterns []*matcherv3.StringMatcher
-	for _, p := range append(keptPrefixes[:len(keptPrefixes):len(keptPrefixes)], s.Stats.Prefixes...) {
+	for _, p := range slices.Concat(keptPrefixes, s.Stats.Prefixes) {
 		patterns = append(patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: dollars(p)}})
 	}
-	for _, p := range append(keptSuffixes[:len(keptSuffixes):len(keptSuffixes)], s.Stats.Suffixes...) {
+	for _, p := range slices.Concat(keptSuffixes, s.Stats.Suffixes) {
 		patterns = append(patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Suffix{Suffix: dollars(p)}})
 	}
 	for _, p := range s.Stats.Regexps {
