@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-mesh/weft/e2e/kit"
 	"github.com/weft-mesh/weft/mesh"
 )
 
@@ -36,6 +38,7 @@ type figures struct {
 	anonymous int64         // Anonymous: heap and stacks alone
 	resident  int64         // Rss: with the pages of the program, which all sidecars of a node share
 	toReady   time.Duration // from its start until the redirect proof passed
+	empty     time.Duration // the same program in the same minute with nothing but an admin port, until that answers: what no configuration can save
 	first     time.Duration // wall time of the first request to a new host, median
 	later     time.Duration // wall time of the next request to it, median
 	route     time.Duration // for one changed VirtualService of a host that is used
@@ -57,7 +60,7 @@ func BenchmarkSidecarInAMesh(b *testing.B) {
 
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "services\tdiscovery\tprivate MB\tanonymous MB\tRSS MB\tCPU to ready ms\tfirst request ms\tnext ms\tCPU: route ms\tother's route ms\tendpoint ms\t")
+	fmt.Fprintln(w, "services\tdiscovery\tprivate MB\tanonymous MB\tRSS MB\tCPU to ready ms\tempty Envoy ms\tfirst request ms\tnext ms\tCPU: route ms\tother's route ms\tendpoint ms\t")
 	for _, services := range sizes(b) {
 		for _, discovery := range []mesh.Discovery{mesh.Eager, mesh.OnDemand} {
 			b.Run(fmt.Sprintf("services=%d/%s", services, discovery), func(b *testing.B) {
@@ -70,9 +73,10 @@ func BenchmarkSidecarInAMesh(b *testing.B) {
 				b.ReportMetric(0, "ns/op")
 				b.ReportMetric(mb(f.private), "private-MB")
 				b.ReportMetric(ms(f.toReady), "cpu-to-ready-ms")
+				b.ReportMetric(ms(f.empty), "empty-envoy-ms")
 				b.ReportMetric(ms(f.first), "first-request-ms")
-				fmt.Fprintf(w, "%d\t%s\t%.1f\t%.1f\t%.1f\t%.0f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t\n", services, discovery, mb(f.private), mb(f.anonymous), mb(f.resident),
-					ms(f.toReady), ms(f.first), ms(f.later), ms(f.route), ms(f.elsewhere), ms(f.endpoint))
+				fmt.Fprintf(w, "%d\t%s\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t\n", services, discovery, mb(f.private), mb(f.anonymous), mb(f.resident),
+					ms(f.toReady), ms(f.empty), ms(f.first), ms(f.later), ms(f.route), ms(f.elsewhere), ms(f.endpoint))
 			})
 		}
 	}
@@ -122,8 +126,9 @@ func (s *bench) sidecar(services int, discovery mesh.Discovery, endpoint string)
 		a.request(host(i))
 	}
 	stop("learns")
-	var cpu []time.Duration
+	var cpu, empty []time.Duration
 	for i := range restarts {
+		empty = append(empty, s.empty())
 		t, again := start(fmt.Sprintf("measured-%d", i))
 		cpu = append(cpu, t.cpu)
 		if a = again; i < restarts-1 {
@@ -131,7 +136,7 @@ func (s *bench) sidecar(services int, discovery mesh.Discovery, endpoint string)
 		}
 	}
 	defer stop(fmt.Sprintf("measured-%d", restarts-1))
-	f.toReady = median(cpu)
+	f.toReady, f.empty = median(cpu), median(empty)
 	for i := range used {
 		a.request(host(i))
 	}
@@ -150,6 +155,36 @@ func (s *bench) sidecar(services int, discovery mesh.Discovery, endpoint string)
 	}
 	f.first, f.later = median(first), median(later)
 	return f
+}
+
+// empty is the processor time of an Envoy without configuration until its admin port answers.
+func (s *bench) empty() time.Duration {
+	s.b.Helper()
+	path := filepath.Join(s.b.TempDir(), "admin")
+	cmd := exec.Command(kit.Envoy(s.b), "--config-yaml", "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}",
+		"--admin-address-path", path, "--disable-hot-restart", "--concurrency", "2", "--log-level", "error")
+	if err := kit.Start(cmd); err != nil {
+		s.b.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
+		address, _ := os.ReadFile(path) // not there, or empty, until the port is bound
+		if r, err := http.Get("http://" + string(address) + "/ready"); err == nil {
+			r.Body.Close()
+			if r.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			s.b.Fatal("an Envoy without configuration does not become ready in a minute")
+		}
+	}
+	cpu, _, err := process(cmd.Process.Pid).processor()
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	return cpu
 }
 
 func median(list []time.Duration) time.Duration {
