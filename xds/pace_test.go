@@ -28,3 +28,39 @@ func TestAThrottledServerTellsEverybodyAlsoWhenSomeDoNotRead(t *testing.T) {
 		}
 	}
 }
+
+func TestACrowdThatComesDoesNotHoldUpWhoStays(t *testing.T) {
+	state := func(v string) *envoy.Set {
+		return set("s", 1, append(service("a", v), res(envoy.Listener, "l", "1"), res(envoy.Route, "80", "1"))...)
+	}
+	f := newFixture(t, nil, state("1"))
+	stays := f.connect(f.token(time.Hour))
+	stays.start(f)
+	eventually(t, func() bool { return f.newcomers() == 0 })
+	// A crowd has all places, and comes no further.
+	for range cap(f.computing) {
+		f.computing <- struct{}{}
+	}
+	comes := f.connect(f.token(time.Hour))
+	comes.subscribe(envoy.Cluster)
+	f.push(state("2"))
+	stays.expect(envoy.Cluster, "a@2")
+	stays.expect(envoy.Endpoints, "a@2")
+	stays.quiet()
+	for range cap(f.computing) {
+		<-f.computing
+	}
+	comes.expect(envoy.Cluster, "a@2")
+}
+
+// newcomers counts the streams that have not got yet what they need.
+func (f *fixture) newcomers() (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.sessions {
+		if s.newcomer.Load() {
+			n++
+		}
+	}
+	return n
+}

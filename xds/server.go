@@ -75,8 +75,8 @@ type Server struct {
 	rejects *rejects
 	demands *demands
 
-	newcomers, handshakes pace
-	pushes                pace // nil: no limit
+	talking, computing pace
+	pushes             pace // nil: no limit
 
 	current  atomic.Pointer[publication]
 	stopping chan struct{}
@@ -123,11 +123,10 @@ func NewServer(c Config) *Server {
 		rejects: newRejects(),
 		demands: newDemands(c.Remember),
 
-		newcomers:  newPace(),
-		handshakes: newPace(),
-		stopping:   make(chan struct{}),
-		sessions:   make(map[uint64]*session),
+		stopping: make(chan struct{}),
+		sessions: make(map[uint64]*session),
 	}
+	s.talking, s.computing = newPaces()
 	if c.PushThrottle > 0 {
 		s.pushes = make(pace, c.PushThrottle)
 	}
@@ -188,7 +187,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	if tlsConfig != nil {
 		// A TLS connection has a buffer of its own for what was decrypted. A second one of 32 KB, the default, saves no system call and
 		// was a quarter of what an idle proxy costs.
-		options = append(options, grpc.Creds(pacedTLS{credentials.NewTLS(tlsConfig), s.handshakes}), grpc.ReadBufferSize(0))
+		options = append(options, grpc.Creds(pacedTLS{credentials.NewTLS(tlsConfig), s.talking}), grpc.ReadBufferSize(0))
 	}
 	g := grpc.NewServer(options...)
 	g.RegisterService(&serviceDesc, s)
@@ -243,7 +242,7 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 	ctx := stream.Context()
 	var login *login
 	var err error
-	s.newcomers.do(func() { login, err = s.authenticate(ctx) })
+	s.talking.talk(func() { login, err = s.authenticate(ctx) })
 	if err != nil {
 		s.log.Info("a stream was refused", "peer", peerName(ctx), "error", err)
 		return err
@@ -275,7 +274,7 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 		ses.proxy.Demand, ses.grown = p.Demand, p.grown
 	}
 	ses.newcomer.Store(true)
-	ses.paced(func() { ses.sets = ses.publication.mesh.Sets(ses.proxy) })
+	ses.compute(func() { ses.sets = ses.publication.mesh.Sets(ses.proxy) })
 	ses.arrange()
 	if delta {
 		ses.protocol = newDelta(ses)

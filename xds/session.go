@@ -138,7 +138,7 @@ func (s *session) push() (err error) {
 	if s.server.pushes == nil {
 		return s.refresh()
 	}
-	s.server.pushes.do(func() {
+	s.server.pushes.talk(func() {
 		if err = s.refresh(); err == nil {
 			err = s.flush()
 		}
@@ -210,7 +210,7 @@ func (s *session) receive() {
 		r := &request{delta: s.delta}
 		err := s.stream.RecvMsg(r)
 		if err == nil {
-			s.paced(func() { err = s.hearken(r) })
+			s.compute(func() { err = s.hearken(r) })
 		} else {
 			s.mu.Lock()
 			s.ended = err
@@ -267,25 +267,32 @@ func (s *session) take(r *request) error {
 // flush writes all that can be written now.
 func (s *session) flush() (err error) {
 	for more := true; more && err == nil; {
-		s.paced(func() { more, err = s.step() })
+		more, err = s.step()
 	}
 	return err
 }
 
 // step writes one message, and reports whether there may be more.
 func (s *session) step() (more bool, err error) {
+	var f *frame
+	s.compute(func() { f, more = s.next() })
+	if f != nil {
+		err = s.send(f)
+	}
+	return more, err
+}
+
+// next is what there is to write, if anything, and whether there may be more.
+func (s *session) next() (f *frame, more bool) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.learn()
-	f := s.protocol.next()
+	f = s.protocol.next()
 	more = f != nil || s.curious()
 	if !more {
 		s.settled()
 	}
-	s.mu.Unlock()
-	if f == nil {
-		return more, nil
-	}
-	return true, s.send(f)
+	return f, more
 }
 
 // send writes one message. Who watches ends the stream when the proxy does not
@@ -293,7 +300,12 @@ func (s *session) step() (more bool, err error) {
 func (s *session) send(f *frame) error {
 	begin := time.Now()
 	s.login.watchdog.since.Store(begin.UnixNano())
-	err := s.stream.SendMsg(f)
+	var err error
+	if s.newcomer.Load() {
+		s.server.talking.talk(func() { err = s.stream.SendMsg(f) })
+	} else {
+		err = s.stream.SendMsg(f)
+	}
 	s.login.watchdog.since.Store(0)
 	s.server.metrics.sentResponse(f, time.Since(begin))
 	return err
