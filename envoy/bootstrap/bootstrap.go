@@ -133,6 +133,8 @@ func static(s Settings) (*bootstrapv3.Bootstrap, error) {
 		Admin:          &bootstrapv3.Admin{Address: address("127.0.0.1", uint32(s.AdminPort), false)},
 		LayeredRuntime: runtimeLayers(s.RuntimeValues),
 		StatsConfig:    stats,
+		// A worker makes its part of a cluster when the first request goes there. Proxies that are told the whole mesh use little of it.
+		ClusterManager: &bootstrapv3.ClusterManager{EnableDeferredClusterCreation: true},
 		// Istio sets no limit either; saying so keeps Envoy from warning.
 		OverloadManager: &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
 			Name: "envoy.resource_monitors.global_downstream_max_connections",
