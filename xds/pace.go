@@ -16,8 +16,8 @@ import (
 type pace chan struct{}
 
 // newPaces are for work that may wait for a peer, and for work that waits for nobody: with that, newcomers keep half of the processors
-// busy at most. 2,000 that connect again while two processors serve: an endpoint reaches those that stay after 28 ms in the median and 115
-// at the 95th percentile; with four at a time, whatever they do, it was 50 and 235. The last one is back after 3.5 s instead of 3.2.
+// busy at most. 2,000 that connect again while two processors serve: an endpoint reaches those that stay after 28 ms in the median and 145
+// at the 95th percentile; with four at a time, whatever they do, it was 50 and 235.
 func newPaces() (talk, compute pace) {
 	n := runtime.GOMAXPROCS(0)
 	return make(pace, 2*n), make(pace, max(1, n/2))

@@ -203,6 +203,10 @@ func (s *session) due(now time.Time) error {
 	return nil
 }
 
+// longRequest is the size in bytes from which reading a request is work that newcomers take turns at: a list of what one has or wants.
+// Confirmations are shorter, and waiting for a turn would cost more than they do.
+const longRequest = 1 << 10
+
 // receive is the only reader of the stream. It ends with the stream. Most of what a proxy says is that it has taken
 // what it was sent: then nobody else need be woken.
 func (s *session) receive() {
@@ -210,7 +214,11 @@ func (s *session) receive() {
 		r := &request{delta: s.delta}
 		err := s.stream.RecvMsg(r)
 		if err == nil {
-			s.compute(func() { err = s.hearken(r) })
+			if len(r.unread) < longRequest {
+				err = s.hearken(r)
+			} else {
+				s.compute(func() { err = s.hearken(r) })
+			}
 		} else {
 			s.mu.Lock()
 			s.ended = err
