@@ -75,7 +75,7 @@ type Server struct {
 	rejects *rejects
 	demands *demands
 
-	talking, computing pace
+	talking, computing pace // of newcomers, see newPaces
 	pushes             pace // nil: no limit
 
 	current  atomic.Pointer[publication]
