@@ -12,7 +12,7 @@ import (
 
 // pace keeps a crowd of new streams from standing in the way of those that are there: after a restart thousands come at once, each with
 // a handshake, a token, and a list of all that it has. As many of them work at a time as there are places; the others wait, and take no
-// part in the competition for processors.
+// part in the competition for processors. Where there is no pace, nil, nobody waits.
 type pace chan struct{}
 
 // newPaces are for work that may wait for a peer, and for work that waits for nobody: with that, newcomers keep half of the processors
@@ -28,6 +28,10 @@ const pacePatience = 100 * time.Millisecond
 
 // talk does work that may have to wait for a peer, when it is its turn or patience has ended.
 func (p pace) talk(work func()) {
+	if p == nil {
+		work()
+		return
+	}
 	select {
 	case p <- struct{}{}:
 	default:
@@ -46,8 +50,10 @@ func (p pace) talk(work func()) {
 
 // compute does work that waits for nobody, when it is its turn.
 func (p pace) compute(work func()) {
-	p <- struct{}{}
-	defer func() { <-p }()
+	if p != nil {
+		p <- struct{}{}
+		defer func() { <-p }()
+	}
 	work()
 }
 
@@ -66,13 +72,12 @@ func (c pacedTLS) Clone() credentials.TransportCredentials {
 	return pacedTLS{c.TransportCredentials.Clone(), c.pace}
 }
 
-// compute does a newcomer's work when it is its turn, and anybody else's at once.
-func (s *session) compute(work func()) {
+// turns are p for a newcomer. Anybody else waits for none.
+func (s *session) turns(p pace) pace {
 	if s.newcomer.Load() {
-		s.server.computing.compute(work)
-		return
+		return p
 	}
-	work()
+	return nil
 }
 
 // newcomerTime is how long a stream is new at most.

@@ -274,7 +274,7 @@ func (s *Server) serve(stream grpc.ServerStream, delta bool) error {
 		ses.proxy.Demand, ses.grown = p.Demand, p.grown
 	}
 	ses.newcomer.Store(true)
-	ses.compute(func() { ses.sets = ses.publication.mesh.Sets(ses.proxy) })
+	ses.turns(s.computing).compute(func() { ses.sets = ses.publication.mesh.Sets(ses.proxy) })
 	ses.arrange()
 	if delta {
 		ses.protocol = newDelta(ses)

@@ -217,7 +217,7 @@ func (s *session) receive() {
 			if len(r.unread) < longRequest {
 				err = s.hearken(r)
 			} else {
-				s.compute(func() { err = s.hearken(r) })
+				s.turns(s.server.computing).compute(func() { err = s.hearken(r) })
 			}
 		} else {
 			s.mu.Lock()
@@ -283,7 +283,7 @@ func (s *session) flush() (err error) {
 // step writes one message, and reports whether there may be more.
 func (s *session) step() (more bool, err error) {
 	var f *frame
-	s.compute(func() { f, more = s.next() })
+	s.turns(s.server.computing).compute(func() { f, more = s.next() })
 	if f != nil {
 		err = s.send(f)
 	}
@@ -309,11 +309,7 @@ func (s *session) send(f *frame) error {
 	begin := time.Now()
 	s.login.watchdog.since.Store(begin.UnixNano())
 	var err error
-	if s.newcomer.Load() {
-		s.server.talking.talk(func() { err = s.stream.SendMsg(f) })
-	} else {
-		err = s.stream.SendMsg(f)
-	}
+	s.turns(s.server.talking).talk(func() { err = s.stream.SendMsg(f) })
 	s.login.watchdog.since.Store(0)
 	s.server.metrics.sentResponse(f, time.Since(begin))
 	return err

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -160,27 +159,16 @@ func (s *bench) sidecar(services int, discovery mesh.Discovery, endpoint string)
 // empty is the processor time of an Envoy without configuration until its admin port answers.
 func (s *bench) empty() time.Duration {
 	s.b.Helper()
-	path := filepath.Join(s.b.TempDir(), "admin")
-	cmd := exec.Command(kit.Envoy(s.b), "--config-yaml", "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}",
-		"--admin-address-path", path, "--disable-hot-restart", "--concurrency", "2", "--log-level", "error")
-	if err := kit.Start(cmd); err != nil {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
 		s.b.Fatal(err)
 	}
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
-		address, _ := os.ReadFile(path) // not there, or empty, until the port is bound
-		if r, err := http.Get("http://" + string(address) + "/ready"); err == nil {
-			r.Body.Close()
-			if r.StatusCode == http.StatusOK {
-				break
-			}
-		}
-		if time.Now().After(deadline) {
-			s.b.Fatal("an Envoy without configuration does not become ready in a minute")
-		}
-	}
-	cpu, _, err := process(cmd.Process.Pid).processor()
+	admin := l.Addr().(*net.TCPAddr)
+	l.Close()
+	p := kit.StartProxy(s.b, fmt.Sprintf("admin: {address: {socket_address: {address: %s, port_value: %d}}}", admin.IP, admin.Port), admin.String(), nil)
+	defer p.Stop()
+	p.Live()
+	cpu, _, err := process(p.PID()).processor()
 	if err != nil {
 		s.b.Fatal(err)
 	}

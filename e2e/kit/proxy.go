@@ -43,6 +43,9 @@ func StartProxy(t testing.TB, config, admin string, env map[string]string) *Prox
 	return p
 }
 
+// PID is that of Envoy's process.
+func (p *Proxy) PID() int { return p.cmd.Process.Pid }
+
 // Stop ends the process and waits for it.
 func (p *Proxy) Stop() {
 	p.cmd.Process.Kill()
